@@ -1,0 +1,183 @@
+"""The command ``i3d``: one subcommand per job of :mod:`i3d.tasks`, no logic of its own.
+
+Exit codes: 0 when all that was asked was done, 2 for a mistake in the call, 1 for a failed job.
+Libraries are imported inside the commands, so that help appears at once.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+import i3d
+from i3d.errors import I3DError, UsageError
+
+CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),  # --top_k is --top-k
+    "max_content_width": 100,
+}
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; ``--debug`` anywhere in it shows tracebacks."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        code = cli.main(arguments, prog_name="i3d", standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (I3DError, OSError) as error:
+        if debug:
+            raise
+        click.echo(f"i3d: {_message(error)}", err=True)
+        code = 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        click.echo("i3d: interrupted", err=True)
+        code = 130  # as shells report SIGINT
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, I3DError) or not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(i3d.__version__, prog_name="i3d")
+def cli() -> None:
+    """I3D action recognition with the original model's numbers."""
+
+
+@cli.command()
+@click.argument("videos", nargs=-1, required=True, metavar="VIDEO...")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    metavar="NAME|PATH",
+    help="Network to use; repeat it to add logits.  [default: rgb_imagenet_kinetics400]",
+)
+@click.option("--top-k", default=5, show_default=True, help="How many classes to show.")
+@click.option(
+    "--every",
+    "every_seconds",
+    type=float,
+    metavar="SECONDS",
+    help="Look along the whole video, one prediction per window of so many seconds. "
+    "Default: the first 10 s.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="IMAGE",
+    help="Draw the probabilities over time (of one video; with --every, default 2.56 s).",
+)
+@device_option
+@json_option
+def predict(
+    videos: tuple[str, ...],
+    checkpoints: tuple[str, ...],
+    top_k: int,
+    every_seconds: float | None,
+    plot: Path | None,
+    device: str,
+    as_json: bool,
+) -> int:
+    """Say what happens in each VIDEO (a path or URL)."""
+    from i3d.tasks.predict import run
+
+    return run(
+        videos,
+        checkpoints=checkpoints,
+        top_k=top_k,
+        every_seconds=every_seconds,
+        plot=plot,
+        device=device,
+        as_json=as_json,
+    )
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.argument("output")
+@click.option(
+    "--bn-eps",
+    type=float,
+    help="BatchNorm's epsilon of a PyTorch state dict: 1e-3 (default), or 1e-5 in several ports.",
+)
+@click.option(
+    "--classes",
+    metavar="NAME|FILE",
+    help="Class list to keep: kinetics400, kinetics600 or a file of names.",
+)
+@json_option
+def convert(
+    checkpoint: str, output: str, bn_eps: float | None, classes: str | None, as_json: bool
+) -> None:
+    """Convert CHECKPOINT (TensorFlow, .npz, PyTorch, .safetensors) to OUTPUT.
+
+    OUTPUT ends in .safetensors, or in .npz for the Chainer program's layout.
+    """
+    from i3d.tasks.convert import convert as run
+
+    result = run(checkpoint, output, bn_eps=bn_eps, classes=classes)
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        click.echo(str(result))
+
+
+@cli.group()
+def checkpoints() -> None:
+    """List, download and locate the released checkpoints."""
+
+
+@checkpoints.command("list")
+@json_option
+def checkpoints_list(as_json: bool) -> None:
+    """Show every named checkpoint, its published accuracy, and where it is on disk."""
+    from i3d.tasks.checkpoints import format_checkpoints, list_checkpoints
+
+    rows = list_checkpoints()
+    if as_json:
+        _print_json({"checkpoints": rows})
+    else:
+        click.echo(format_checkpoints(rows))
+
+
+@checkpoints.command("download")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--url", help="Folder of the checkpoints elsewhere: a URL or a local path.")
+@click.option("--force", is_flag=True, help="Fetch again what is on disk.")
+def checkpoints_download(names: tuple[str, ...], url: str | None, force: bool) -> None:
+    """Fetch, verify and convert checkpoints into the cache folder."""
+    from i3d.tasks.checkpoints import download_checkpoints
+
+    for path in download_checkpoints(names, url=url, progress=True, force=force):
+        click.echo(str(path))
+
+
+@checkpoints.command("path")
+@click.argument("name")
+def checkpoints_path(name: str) -> None:
+    """Print where a checkpoint is on disk; exit 1 if it is not there."""
+    from i3d.tasks.checkpoints import local_checkpoint
+
+    click.echo(str(local_checkpoint(name)))

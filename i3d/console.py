@@ -1,0 +1,122 @@
+"""What a command shows while it works: progress on standard error, never on standard output.
+
+On a terminal it is a bar with rate and time left; elsewhere a plain line every ten seconds.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+LOG_SECONDS = 10.0
+
+
+class Bar(Protocol):
+    """A running progress display."""
+
+    def update(self, position: float, *, total: float | None = None, note: str = "") -> None:
+        """Move to ``position`` of ``total`` units, with a short note such as a running score."""
+
+
+@contextmanager
+def progress_bar(
+    title: str | None, *, total: float | None = None, unit: str = "it"
+) -> Iterator[Bar]:
+    """Show progress until the block ends.
+
+    Args:
+        title: what is being done; None shows nothing.
+        total: units in all, where known.
+        unit: what is counted, such as ``"videos"``; ``"B"`` prints as MB.
+    """
+    if title is None:
+        yield _Silent()
+    elif sys.stderr.isatty():
+        with _terminal_bar(title, total, unit) as bar:
+            yield bar
+    else:
+        log = _Log(title, total, unit)
+        yield log
+        log.finish()
+
+
+class _Silent:
+    def update(self, position: float, *, total: float | None = None, note: str = "") -> None:
+        pass
+
+
+@contextmanager
+def _terminal_bar(title: str, total: float | None, unit: str) -> Iterator[Bar]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[counts]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total, counts="", note="")
+        start = time.monotonic()
+        first: list[float] = []
+
+        class Terminal:
+            def update(
+                self, position: float, *, total: float | None = None, note: str = ""
+            ) -> None:
+                if not first:
+                    first.append(position)
+                rate = (position - first[0]) / max(time.monotonic() - start, 1e-9)
+                total = total if total is not None else progress.tasks[task].total
+                progress.update(
+                    task,
+                    completed=position,
+                    total=total,
+                    counts=_counts(position, total, rate, unit),
+                    note=note,
+                )
+
+        yield Terminal()
+
+
+class _Log:
+    def __init__(self, title: str, total: float | None, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.start = self.last = time.monotonic()
+        self.first: float | None = None
+        self.position = 0.0
+        self.note = ""
+
+    def update(self, position: float, *, total: float | None = None, note: str = "") -> None:
+        self.first = position if self.first is None else self.first
+        self.total = total if total is not None else self.total
+        self.position, self.note = position, note
+        if time.monotonic() - self.last >= LOG_SECONDS:
+            self._line()
+
+    def _line(self) -> None:
+        self.last = time.monotonic()
+        rate = (self.position - (self.first or 0)) / max(self.last - self.start, 1e-9)
+        left = ""
+        if self.total is not None and rate > 0:
+            left = f", {(self.total - self.position) / rate:.0f} s left"
+        counts = _counts(self.position, self.total, rate, self.unit)
+        sys.stderr.write(f"{self.title}: {counts}{left} {self.note}".rstrip() + "\n")
+        sys.stderr.flush()
+
+    def finish(self) -> None:
+        if self.last > self.start:  # something was printed, so say how it ended
+            self._line()
+
+
+def _counts(position: float, total: float | None, rate: float, unit: str) -> str:
+    if unit == "B":
+        position, rate, unit = position / 1e6, rate / 1e6, "MB"
+        total = None if total is None else total / 1e6
+        shown = f"{position:.1f}" + ("" if total is None else f"/{total:.1f}")
+    else:
+        shown = f"{position:g}" + ("" if total is None else f"/{total:g}")
+    return f"{shown} {unit}, {rate:.3g} {unit}/s"

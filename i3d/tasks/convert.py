@@ -1,0 +1,100 @@
+"""Convert a checkpoint of another program to ours, or to the Chainer program's ``.npz``."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from i3d import files
+from i3d.classes import class_list
+from i3d.errors import UsageError
+from i3d.models.convert import write_npz
+from i3d.models.weights import read_weights, write_safetensors
+
+SUFFIXES = (".safetensors", ".npz")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted, for a person (``str``) or a machine (:meth:`as_dict`)."""
+
+    checkpoint: str
+    output: str
+    stream: str
+    num_classes: int
+    classes: str | None
+    width: float
+    bn_eps: float
+    tensors: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, as JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        named = f" ({self.classes})" if self.classes else ""
+        width = "" if self.width == 1 else f", width {self.width:g}"
+        return (
+            f"{self.checkpoint}: {self.stream} network, {self.num_classes} classes{named}{width}\n"
+            f"{self.output}: written, {self.tensors} tensors"
+        )
+
+
+def convert(
+    checkpoint: files.Location,
+    output: str | os.PathLike[str],
+    *,
+    bn_eps: float | None = None,
+    classes: str | None = None,
+) -> Conversion:
+    """Convert a checkpoint.
+
+    Args:
+        checkpoint: TensorFlow bundle (prefix, ``.index`` file or folder), ``.npz``, PyTorch state
+            dict or ``.safetensors``; a path or URL.
+        output: ``.safetensors`` (ours) or ``.npz`` (the Chainer program's), by suffix. An existing
+            file is replaced, once the new one is whole.
+        bn_eps: BatchNorm's epsilon of a PyTorch state dict, which does not carry it.
+        classes: ``kinetics400``, ``kinetics600`` or a file of names, to keep with the weights.
+
+    Raises:
+        UsageError: another suffix, or an option that does not fit the checkpoint.
+        CheckpointError: the checkpoint is missing, damaged or of another network.
+        DatasetError: the class list cannot be read.
+    """
+    target = Path(output)
+    if target.suffix not in SUFFIXES:
+        raise UsageError(
+            f"{target}: cannot write {target.suffix or 'a file without suffix'!r}; "
+            f"the output ends in {' or '.join(SUFFIXES)}"
+        )
+    names = None if classes is None else class_list(classes)
+    spec = (
+        None
+        if names is None
+        else classes
+        if classes in ("kinetics400", "kinetics600")
+        else (list(names.names))
+    )
+    weights = read_weights(checkpoint, bn_eps=bn_eps, classes=spec)
+    config = weights.config
+    if names is not None and len(names) != config["num_classes"]:
+        raise UsageError(
+            f"{checkpoint}: {config['num_classes']} classes, but {classes} has {len(names)} names"
+        )
+    if target.suffix == ".npz":
+        with files.atomic_path(target) as temporary, temporary.open("wb") as f:
+            write_npz(weights, f)
+    else:
+        write_safetensors(weights, target)
+    known = config["classes"] if isinstance(config["classes"], str) else None
+    return Conversion(
+        checkpoint=os.fspath(checkpoint),
+        output=os.fspath(output),
+        stream=config["stream"],
+        num_classes=config["num_classes"],
+        classes=known or (names.name if names else None),
+        width=config["width"],
+        bn_eps=config["bn_eps"],
+        tensors=len(weights.tensors),
+    )
