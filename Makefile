@@ -13,7 +13,7 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/python -m i3d.demo demo-output
+	$(BIN)/i3d demo demo-output
 
 test: lint
 	$(BIN)/python -m pytest

@@ -181,3 +181,12 @@ def checkpoints_path(name: str) -> None:
     from i3d.tasks.checkpoints import local_checkpoint
 
     click.echo(str(local_checkpoint(name)))
+
+
+@cli.command()
+@click.argument("output", default="i3d-demo", type=click.Path(file_okay=False, path_type=Path))
+def demo(output: Path) -> None:
+    """Run the embedded example into the folder OUTPUT (default: i3d-demo)."""
+    from i3d.demo import run
+
+    run(output)

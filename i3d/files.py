@@ -94,7 +94,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     # The suffix stays last: writers such as numpy append theirs when it is missing.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the umask's; some writers make their files private
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as f:
             os.fsync(f.fileno())
         temporary.replace(path)

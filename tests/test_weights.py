@@ -47,7 +47,7 @@ def test_records_are_complete():
         assert c.name == name == f"{c.stream}_{c.folder.split('_')[1]}_{c.classes}"
         assert 50 < c.top1 < 100
         assert c.top5 is None or c.top1 < c.top5 < 100
-        assert "test set" in c.protocol
+        assert re.match(r"Kinetics.*(README of|arXiv \d{4}\.\d{5})", c.protocol)
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ DATA_FILE = "model.ckpt.data-00000-of-00001"
 README_PROTOCOL = (
     "Kinetics test set, 10 s at 25 fps, 224 centre crop; README of deepmind/kinetics-i3d"
 )
-KINETICS_600_PROTOCOL = "Kinetics-600 test set; A Short Note about Kinetics-600 (arXiv 1808.01340)"
+KINETICS_600_PROTOCOL = "Kinetics-600, RGB; A Short Note about Kinetics-600 (arXiv 1808.01340)"
 
 
 @dataclass(frozen=True)

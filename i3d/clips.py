@@ -1,0 +1,211 @@
+"""Frames and flow -> clips: float32 (C, T, 224, 224) in [-1, 1], what the network sees.
+
+    frames uint8 (T, H, W, 3) -> centre crop -> x / 127.5 - 1                -> (3, T, 224, 224)
+    flow float32 (T, H, W, 2) -> centre crop -> quantise -> (q - 128) / 127  -> (2, T, 224, 224)
+
+Flow is quantised to 8 bits on the way even where it was never stored, so that a clip from a video
+and a clip from a shard are the same bit for bit. Arrays may be numpy's or torch's, on any device;
+a clip from a tensor stays on its device, with the same bits. Nothing here repeats frames but
+:func:`loop_frames`.
+"""
+
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+
+from i3d.errors import I3DError, UsageError
+from i3d.presets import KINETICS_I3D
+
+if TYPE_CHECKING:  # torch takes a second to import, and precompute's workers do without
+    import torch
+
+Array = TypeVar("Array", bound="np.ndarray | torch.Tensor")
+
+FLOW_STEPS = 127  # quantisation steps from no motion to the bound
+FLOW_ZERO = 128  # the stored value of no motion
+
+
+def rgb_clip(
+    frames: "np.ndarray | torch.Tensor", *, crop: int = KINETICS_I3D.crop
+) -> "torch.Tensor":
+    """Centre-crop and scale frames for the RGB network.
+
+    Args:
+        frames: uint8 (T, H, W, 3), RGB, T at least 1, H and W at least ``crop``.
+        crop: pixels of the square crop.
+
+    Returns:
+        float32 (3, T, crop, crop) in [-1, 1], contiguous: ``x / 127.5 - 1``, rounded once (the
+        float32 nearest to the exact value).
+
+    Raises:
+        I3DError: wrong type or shape, no frames, or frames smaller than the crop.
+    """
+    _check("frames", frames, dtypes=("uint8",), channels=3)
+    clip = _channels_first(center_crop(frames, crop))
+    # x / 127.5 - 1 = (2 x - 255) / 255, where only the division rounds
+    return _divide(clip.mul_(2).sub_(255), 255)
+
+
+def flow_clip(
+    flow: "np.ndarray | torch.Tensor",
+    *,
+    crop: int = KINETICS_I3D.crop,
+    bound_pixels: float = KINETICS_I3D.flow_bound_pixels,
+) -> "torch.Tensor":
+    """Centre-crop and scale optical flow for the flow network.
+
+    Args:
+        flow: float32 (T, H, W, 2), pixels, x before y; or uint8 of that shape as
+            :func:`quantize_flow` stores it. T is at least 1, H and W at least ``crop``.
+        crop: pixels of the square crop.
+        bound_pixels: flow beyond ± this is clipped; for uint8 it was applied when stored.
+
+    Returns:
+        float32 (2, T, crop, crop) in [-1, 1], contiguous: ``(q - 128) / 127``.
+
+    Raises:
+        I3DError: wrong type or shape, no flow, flow smaller than the crop, NaN or infinity.
+    """
+    _check("flow", flow, dtypes=("float32", "uint8"), channels=2)
+    cropped = center_crop(flow, crop)
+    if _dtype(cropped) == "float32":
+        cropped = quantize_flow(cropped, bound_pixels=bound_pixels)
+    return _divide(_channels_first(cropped).sub_(FLOW_ZERO), FLOW_STEPS)
+
+
+def quantize_flow(flow: Array, *, bound_pixels: float = KINETICS_I3D.flow_bound_pixels) -> Array:
+    """Quantise flow for storage: ``round(clip(flow, -20, 20) * 127 / 20) + 128``.
+
+    Computed in float32, the multiplication first; halves round to even.
+
+    Args:
+        flow: float32 (T, H, W, 2), pixels; T may be 0.
+        bound_pixels: flow beyond ± this is clipped.
+
+    Returns:
+        uint8 (T, H, W, 2) in 1..255; 128 is no motion.
+
+    Raises:
+        I3DError: wrong type or shape, NaN or infinity.
+    """
+    _check("flow", flow, dtypes=("float32",), channels=2, empty=True)
+    x: Any = flow
+    if 0 not in x.shape and not np.isfinite([float(x.min()), float(x.max())]).all():
+        raise I3DError("flow has NaN or infinite values; compute it again in finite pixels")
+    if isinstance(x, np.ndarray):
+        bound = np.float32(bound_pixels)
+        steps = np.clip(x, -bound, bound)
+        steps *= np.float32(FLOW_STEPS)
+        steps /= bound
+        np.rint(steps, out=steps)
+        steps += np.float32(FLOW_ZERO)
+        return cast(Array, steps.astype(np.uint8))
+    x = x.clamp(-bound_pixels, bound_pixels).mul_(FLOW_STEPS)
+    return cast(Array, _divide(x, bound_pixels).round_().add_(FLOW_ZERO).byte())
+
+
+def dequantize_flow(
+    stored: Array, *, bound_pixels: float = KINETICS_I3D.flow_bound_pixels
+) -> Array:
+    """Turn stored flow back into pixels: ``(q - 128) * 20 / 127``.
+
+    Within the bound it differs from the flow that was stored by at most 10 / 127 = 0.079 pixels;
+    no motion comes back as exactly 0.
+
+    Args:
+        stored: uint8 (T, H, W, 2), as :func:`quantize_flow` returns it; T may be 0.
+        bound_pixels: the bound it was quantised with.
+
+    Returns:
+        float32 (T, H, W, 2), pixels.
+
+    Raises:
+        I3DError: wrong type or shape.
+    """
+    _check("stored flow", stored, dtypes=("uint8",), channels=2, empty=True)
+    x: Any = stored
+    if isinstance(x, np.ndarray):
+        flow = x.astype(np.float32)
+        flow -= np.float32(FLOW_ZERO)
+        flow *= np.float32(bound_pixels)
+        flow /= np.float32(FLOW_STEPS)
+        return cast(Array, flow)
+    return cast(Array, _divide(x.float().sub_(FLOW_ZERO).mul_(bound_pixels), FLOW_STEPS))
+
+
+def center_crop(x: Array, size: int) -> Array:
+    """The central square of (T, H, W, C), as a view: (T, size, size, C); offsets are floored.
+
+    Raises:
+        I3DError: the image is smaller than the crop.
+    """
+    if x.ndim != 4:
+        raise I3DError(f"center_crop takes (T, H, W, C), not shape {tuple(x.shape)}")
+    if size < 1:
+        raise UsageError(f"crop={size} must be at least 1 pixel")
+    height, width = x.shape[1:3]
+    if min(height, width) < size:
+        raise I3DError(
+            f"frames of {width}x{height} are smaller than the crop of {size}x{size}; read the "
+            f"video with a short side of at least {size}, or crop less"
+        )
+    top, left = (height - size) // 2, (width - size) // 2
+    return cast(Array, x[:, top : top + size, left : left + size])
+
+
+def loop_frames(x: Array, length: int) -> Array:
+    """Repeat (T, ...) from its start until it has ``length`` frames.
+
+        0 1 2  ->  0 1 2 0 1 2 0        (length 7)
+
+    What is long enough already comes back as it is and is never cut: a test clip is
+    ``loop_frames(x[:250], 250)``.
+
+    Raises:
+        I3DError: there are no frames.
+    """
+    count = len(x)
+    if count == 0:
+        raise I3DError("there are no frames to loop; at least 1 is needed")
+    if count >= length:
+        return x
+    return cast(Array, x[np.arange(length) % count])
+
+
+def _check(
+    name: str, x: Any, *, dtypes: tuple[str, ...], channels: int, empty: bool = False
+) -> None:
+    """Refuse what is not (T, H, W, channels) of one of the types."""
+    wanted = f"{' or '.join(dtypes)} (T, H, W, {channels})"
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+        raise I3DError(f"{name} must be a numpy array or torch tensor {wanted}, not {type(x)}")
+    if x.ndim != 4 or x.shape[3] != channels or _dtype(x) not in dtypes:
+        raise I3DError(f"{name} must be {wanted}, not {_dtype(x)} {tuple(x.shape)}")
+    if len(x) == 0 and not empty:
+        raise I3DError(f"{name} has no frames (T = 0); a clip needs at least 1 (flow: 2 frames)")
+
+
+def _dtype(x: Any) -> str:
+    """The name of a numpy or torch data type, e.g. ``uint8``."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _channels_first(x: "np.ndarray | torch.Tensor") -> "torch.Tensor":
+    """(T, H, W, C) -> a new contiguous float32 tensor (C, T, H, W)."""
+    import torch
+
+    # The copy also covers read-only arrays and negative strides, which torch does not.
+    tensor = torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x
+    return tensor.permute(3, 0, 1, 2).to(
+        torch.float32, memory_format=torch.contiguous_format, copy=True
+    )
+
+
+def _divide(x: "torch.Tensor", divisor: float) -> "torch.Tensor":
+    """Divide in place, correctly rounded.
+
+    CUDA multiplies by the reciprocal of a Python number, which is other bits; by a tensor on the
+    device it divides.
+    """
+    return x.div_(x.new_tensor(divisor))
