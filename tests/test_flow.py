@@ -48,7 +48,8 @@ def assert_like_opencv(frames):
     for ours, first, second in zip(optical_flow(frames), frames[:-1], frames[1:], strict=True):
         reference = opencv_flow(first, second)
         if SAME_ARITHMETIC:
-            # measured: 0 pixels differ in 16 pairs of the clips and in all synthetic ones
+            # measured: 67 of 69 pairs of the clips (among them those below) and all synthetic ones
+            # are identical; one wrong last bit in 40 million roots costs the others 2e-4 px
             np.testing.assert_array_equal(ours, reference)
         else:
             distance = np.hypot(*np.moveaxis(ours - reference, -1, 0))
@@ -273,17 +274,18 @@ def test_other_parameters_are_opencvs():
     np.testing.assert_allclose(ours[0], reference, atol=0 if SAME_ARITHMETIC else 0.1)
 
 
-def test_import_is_light_and_needs_no_writable_folder(tmp_path):
-    """Without a place for numba's cache the kernels are compiled anew, with the same result."""
+def test_import_is_light_and_uncached_kernels_give_the_same_bits(tmp_path):
+    """As in a read-only installation without a home: compiled anew, since nothing can be kept."""
     script = """
 import sys, numpy as np
 import i3d.flow
 assert "numba" not in sys.modules and "cv2" not in sys.modules
 from numba.core import caching
-caching.CacheImpl._locator_classes = []  # as in a read-only installation without a home
-from i3d.flow import cpu
-image = cpu.aligned_zeros(20, cpu.padded_width(20))
-cpu.fill_taps(image, cpu.aligned_zeros(28, 28, 4))
+caching.CacheImpl._locator_classes = []
+np.save("flow.npy", i3d.flow.optical_flow(np.load("frames.npy")))
 """
+    frames = rgb_frames(2)
+    np.save(tmp_path / "frames.npy", frames)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment)
+    np.testing.assert_array_equal(np.load(tmp_path / "flow.npy"), optical_flow(frames))
