@@ -4,7 +4,10 @@ A preset's name is stored in every checkpoint, shard, report and feature file, s
 can be compared by their names. Settings never vary silently: another value is another preset.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+
+from i3d.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -39,4 +42,36 @@ KINETICS_I3D = Preset(
     flow_bound_pixels=20.0,
 )
 
-PRESETS: dict[str, Preset] = {p.name: p for p in (KINETICS_I3D,)}
+_SMALLER = re.compile(rf"{KINETICS_I3D.name}-(\d{{2,4}})")
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    ``kinetics-i3d`` is the original's. ``kinetics-i3d-N`` has short side N and a crop that is as
+    large a part of it (``kinetics-i3d-128``: 112), for networks trained on smaller pictures.
+
+    Raises:
+        UsageError: there is no such preset.
+    """
+    if name == KINETICS_I3D.name:
+        return KINETICS_I3D
+    match = _SMALLER.fullmatch(name)
+    if match is None or int(match[1]) < 16 or name == f"{KINETICS_I3D.name}-256":
+        raise UsageError(
+            f"preset {name!r} is not known; there are {KINETICS_I3D.name} and "
+            f"{KINETICS_I3D.name}-N, N the pixels of the short side"
+        )
+    return preset_with_short_side(int(match[1]))
+
+
+def preset_with_short_side(short_side: int) -> Preset:
+    """The original's preset at another picture size; at 256 it is the original's itself."""
+    if short_side == KINETICS_I3D.short_side:
+        return KINETICS_I3D
+    return replace(
+        KINETICS_I3D,
+        name=f"{KINETICS_I3D.name}-{short_side}",
+        short_side=short_side,
+        crop=short_side * KINETICS_I3D.crop // KINETICS_I3D.short_side,
+    )

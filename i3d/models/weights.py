@@ -23,7 +23,7 @@ from i3d import files
 from i3d.errors import CheckpointError, UsageError
 from i3d.models.convert import Weights, read_npz, read_state_dict, read_tensorflow
 from i3d.models.i3d import BATCH_NORM_EPS, I3D, Stream, check_trainable
-from i3d.presets import KINETICS_I3D, PRESETS
+from i3d.presets import KINETICS_I3D, find_preset
 
 KINETICS_I3D_COMMIT = "0667e889a5904b4dc122e0ded4c332f49f8df42c"
 KINETICS_I3D_URL = (
@@ -271,11 +271,10 @@ def read_metadata(location: files.Location) -> dict[str, Any]:
         and (classes is None or names or classes in ("kinetics400", "kinetics600"))
     ):
         raise CheckpointError(f"{name}: its metadata is not what i3d writes; convert it again")
-    if config.get("preset") not in PRESETS:
-        raise CheckpointError(
-            f"{name}: made for the preprocessing preset {config.get('preset')!r}, which this "
-            f"version does not know ({', '.join(PRESETS)}); a newer version may"
-        )
+    try:
+        find_preset(str(config.get("preset")))
+    except UsageError as error:
+        raise CheckpointError(f"{name}: {error}; a newer version may know it") from None
     return config
 
 

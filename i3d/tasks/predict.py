@@ -24,7 +24,7 @@ from i3d.errors import CheckpointError, I3DError, UsageError, VideoError
 from i3d.flow import optical_flow
 from i3d.models.i3d import I3D, MIN_FRAMES
 from i3d.models.weights import load
-from i3d.presets import PRESETS, Preset
+from i3d.presets import Preset, find_preset
 from i3d.video import DamagedVideoWarning, Source, VideoReader
 
 DEFAULT_CHECKPOINTS = ("rgb_imagenet_kinetics400",)
@@ -191,7 +191,7 @@ class Predictor:
                     f"{first.preset}; they need different frames"
                 )
         self.classes = first.classes
-        self.preset: Preset = PRESETS[first.preset]
+        self.preset: Preset = find_preset(first.preset)
 
     def predict(
         self, video: Source, *, top_k: int = 5, every_seconds: float | None = None
