@@ -1,5 +1,6 @@
 """Fixtures: the golden checkpoints and inputs, and a cache folder of the test's own."""
 
+import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# Shared machines are slow at times, which is no finding; under CI the examples are the same each
+# time, so that what fails is the change.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 REFERENCE = Path(__file__).parent / "reference"
 SHARED = Path(__file__).parents[2] / "shared"

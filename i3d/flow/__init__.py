@@ -68,12 +68,17 @@ def stream_flow(
     frames      any iterable of uint8 (H, W, 3) RGB or (H, W) gray, all of one size. No more than
                 2 * threads + 1 of them are read ahead. Fewer than two give no flow.
     """
-    if device not in ("cpu", "auto"):
-        remedy = "there is no GPU kernel yet" if device == "cuda" else "unknown device"
-        raise UsageError(f"device={device!r}: {remedy}; use device='cpu' (or 'auto')")
+    check_device(device)
     if threads < 1:
         raise UsageError(f"threads={threads}: must be at least 1, e.g. {os.cpu_count()}")
     return _stream(iter(frames), threads, parameters)
+
+
+def check_device(device: str) -> None:
+    """Raise a UsageError for a device on which there is no kernel."""
+    if device not in ("cpu", "auto"):
+        remedy = "there is no GPU kernel yet" if device == "cuda" else "unknown device"
+        raise UsageError(f"device={device!r}: {remedy}; use device='cpu' (or 'auto')")
 
 
 def _stream(frames: Iterator[Any], threads: int, parameters: TVL1) -> Iterator[np.ndarray]:
