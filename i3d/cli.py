@@ -184,6 +184,72 @@ def checkpoints_path(name: str) -> None:
 
 
 @cli.command()
+@click.argument("videos")
+@click.argument("output", required=False)
+@click.option("--no-flow", is_flag=True, help="RGB frames alone.")
+@click.option("--workers", type=int, help="Processes.  [default: the cores]")
+@click.option("--clips-per-shard", default=128, show_default=True, help="Videos in one shard.")
+@click.option(
+    "--classes",
+    metavar="LIST",
+    help="kinetics400, kinetics600, folders (the sorted folder names) or a file of names.",
+)
+@click.option("--annotations", metavar="CSV", help="Annotations of a flat folder of videos.")
+@click.option(
+    "--layout",
+    type=click.Choice(["folders", "cvdf", "list", "flat"]),
+    help="How the videos lie on disk.  [default: found out]",
+)
+@click.option("--split", help="Of a dataset that has several: train, val or test.")
+@click.option("--trim", is_flag=True, help="Cut untrimmed videos by the CSV's times.")
+@click.option(
+    "--max-seconds", default=10.0, show_default=True, help="Of each video; 0 for all of it."
+)
+@click.option("--short-side", default=256, show_default=True, help="Pixels.")
+@click.option("--quality", default=95, show_default=True, help="JPEG quality of the frames.")
+@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Of the flow.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and an estimate; write nothing.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if any video failed.")
+@json_option
+def precompute(
+    videos: str,
+    output: str | None,
+    no_flow: bool,
+    clips_per_shard: int,
+    max_seconds: float,
+    short_side: int,
+    quality: int,
+    dry_run: bool,
+    strict: bool,
+    as_json: bool,
+    **dataset: Any,
+) -> int:
+    """Turn the dataset VIDEOS into shards of RGB frames and TV-L1 flow in the folder OUTPUT.
+
+    Run it again to go on after an interruption; run it under torchrun, mpiexec or srun to share the
+    work between processes and nodes.
+    """
+    from i3d.tasks.precompute import Settings, run
+
+    settings = Settings(
+        flow=not no_flow,
+        short_side=short_side,
+        max_seconds=max_seconds,
+        rgb_quality=quality,
+        clips_per_shard=clips_per_shard,
+    )
+    return run(
+        videos,
+        output,
+        settings=settings,
+        estimate=dry_run,
+        strict=strict,
+        as_json=as_json,
+        **dataset,
+    )
+
+
+@cli.command()
 @click.argument("output", default="i3d-demo", type=click.Path(file_okay=False, path_type=Path))
 def demo(output: Path) -> None:
     """Run the embedded example into the folder OUTPUT (default: i3d-demo)."""

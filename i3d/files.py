@@ -2,16 +2,30 @@
 
 Local files are opened directly; everything with a ``scheme://`` goes through fsspec
 (``hdfs://``, ``s3://``, ``gs://``, ``https://``, ``memory://``).
+
+No file system object is kept: every call asks fsspec for the one of its process and thread.
 """
 
 import os
+import re
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 Location = str | os.PathLike[str]
+
+# A file appears here as a whole or not at all. Elsewhere it is uploaded beside and renamed.
+OBJECT_STORES = frozenset(
+    ["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "cos", "obs", "hf"]
+)
+_TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{12}\.tmp(?P<suffix>\.[^.]+)?")
+
+# hdfs-native's reads wait forever in a process forked from one that has read, new client or not.
+_NOT_AFTER_FORK = frozenset(["hdfs", "viewfs"])
+_users: dict[str, int] = {}  # protocol -> the first process, of this one and its parents, to use it
 
 
 def is_url(location: Location) -> bool:
@@ -28,10 +42,28 @@ def local_path(location: Location) -> Path | None:
 
 
 def filesystem(url: Location) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the URL's path on it."""
+    """The fsspec file system of a URL, and the URL's path on it.
+
+    Raises:
+        RuntimeError: HDFS in a process that was forked from one that has used it.
+    """
     import fsspec
 
-    return fsspec.core.url_to_fs(os.fspath(url))
+    text = os.fspath(url)
+    protocol = text.partition("://")[0]
+    if protocol in _NOT_AFTER_FORK and _users.setdefault(protocol, os.getpid()) != os.getpid():
+        raise RuntimeError(
+            f"{text}: {protocol} was used before this process was forked, and would hang;"
+            " start worker processes with 'spawn' or 'forkserver'"
+        )
+    return fsspec.core.url_to_fs(text)
+
+
+def _fresh(url: Location) -> tuple[Any, str]:
+    """As `filesystem`, and what it remembers of this folder is forgotten: others write there."""
+    fs, name = filesystem(url)
+    fs.invalidate_cache(name)
+    return fs, name
 
 
 def join(folder: Location, *parts: str) -> str:
@@ -44,7 +76,7 @@ def exists(location: Location) -> bool:
     path = local_path(location)
     if path is not None:
         return path.exists()
-    fs, name = filesystem(location)
+    fs, name = _fresh(location)
     return bool(fs.exists(name))
 
 
@@ -62,7 +94,7 @@ def size(location: Location) -> int:
     path = local_path(location)
     if path is not None:
         return path.stat().st_size
-    fs, name = filesystem(location)
+    fs, name = _fresh(location)
     return int(fs.size(name))
 
 
@@ -71,7 +103,7 @@ def names_in(folder: Location) -> list[str]:
     path = local_path(folder)
     if path is not None:
         return sorted(p.name for p in path.iterdir())
-    fs, name = filesystem(folder)
+    fs, name = _fresh(folder)
     return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(name, detail=False))
 
 
@@ -84,6 +116,39 @@ def open_read(location: Location) -> IO[bytes]:
     return fs.open(name, "rb")
 
 
+def read_range(location: Location, start: int, length: int) -> bytes:
+    """Bytes ``start`` to ``start + length`` of a file: one request. Fewer where the file ends."""
+    if length == 0:
+        return b""
+    path = local_path(location)
+    if path is not None:
+        with path.open("rb") as f:
+            f.seek(start)
+            return f.read(length)
+    fs, name = filesystem(location)
+    return bytes(fs.cat_file(name, start=start, end=start + length))
+
+
+def remove(location: Location) -> None:
+    """Remove a file if it is there."""
+    path = local_path(location)
+    if path is not None:
+        path.unlink(missing_ok=True)
+        return
+    fs, name = _fresh(location)
+    with suppress(FileNotFoundError):
+        fs.rm_file(name)
+
+
+def temporary_stem(name: str) -> str | None:
+    """``shard-00000`` for ``.shard-00000.0123456789ab.tmp.tar``, what a killed writer left behind.
+
+    None where the name is not one of a temporary file of this module.
+    """
+    match = _TEMPORARY.fullmatch(name)
+    return match["stem"] if match else None
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed.
@@ -91,15 +156,115 @@ def atomic_path(path: Path) -> Iterator[Path]:
     On any error, Ctrl-C included, the temporary file is removed and ``path`` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers such as numpy append theirs when it is missing.
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # the umask's; some writers make their files private
         yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
+        _flush(temporary)
         temporary.replace(path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(location: Location) -> Iterator[Path]:
+    """As `atomic_path`, for a path or URL: a URL's file is written in the local temporary folder.
+
+    On success it is uploaded: to object stores by one put, elsewhere under a temporary name that
+    is then renamed. What was there is replaced.
+    """
+    path = local_path(location)
+    if path is not None:
+        with atomic_path(path) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="i3d-") as folder:
+        local = Path(folder) / "file"
+        yield local
+        _upload(local, location, replace=True)
+
+
+def write(location: Location, data: bytes) -> None:
+    """Write a small file atomically; what was there is replaced."""
+    with atomic_file(location) as path:
+        path.write_bytes(data)
+
+
+def create(location: Location, data: bytes) -> None:
+    """Write a small file atomically, unless there is one.
+
+    Of several processes that create the same file at once, one succeeds. (Object stores other than
+    S3 and file systems without hard links may let the last one win.)
+
+    Raises:
+        FileExistsError: there is one, which is untouched.
+    """
+    if exists(location):
+        raise FileExistsError(os.fspath(location))
+    path = local_path(location)
+    if path is None:
+        with tempfile.TemporaryDirectory(prefix="i3d-") as folder:
+            local = Path(folder) / "file"
+            local.write_bytes(data)
+            _upload(local, location, replace=False)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(_temporary_name(path.name))
+    try:
+        temporary.write_bytes(data)
+        _flush(temporary)
+        try:
+            path.hardlink_to(temporary)  # unlike a rename, it never replaces
+        except FileExistsError:
+            raise
+        except OSError:
+            temporary.replace(path)
+        _flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(name: str) -> str:
+    # The suffix stays last: writers such as numpy append theirs when it is missing.
+    return f".{Path(name).stem}.{uuid.uuid4().hex[:12]}.tmp{Path(name).suffix}"
+
+
+def _flush_folder(folder: Path) -> None:
+    """The names in a folder to disk: what was renamed earlier survives if what came later does."""
+    with suppress(OSError):  # some network file systems have no such thing
+        _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    """A file's bytes to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _upload(local: Path, url: Location, *, replace: bool) -> None:
+    fs, name = filesystem(url)
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    if not protocols.isdisjoint(OBJECT_STORES):
+        if replace:
+            fs.put_file(str(local), name)
+        else:
+            fs.pipe_file(name, local.read_bytes(), mode="create")
+        return
+    folder, _, base = name.rpartition("/")
+    temporary = f"{folder}/{_temporary_name(base)}"
+    fs.makedirs(folder, exist_ok=True)
+    try:
+        fs.put_file(str(local), temporary)
+        try:
+            fs.mv(temporary, name)  # HDFS refuses to replace
+        except FileExistsError:
+            if not replace:
+                raise
+            fs.rm_file(name)
+            fs.mv(temporary, name)
+    finally:
+        with suppress(FileNotFoundError):
+            fs.rm_file(temporary)

@@ -1,0 +1,711 @@
+"""A directory of videos -> shards of RGB frames and TV-L1 flow, in parallel and resumable.
+
+    videos --read_dataset--> plan (manifest.json) --rank r: shards r, r + world, ...-->
+      workers: decode, resize, flow, encode --in the plan's order--> shard-00000.tar + .json
+
+The plan depends on the data and the settings alone, and every step is deterministic, so any number
+of workers, processes and nodes gives the same bytes. A shard and its sidecar appear under their
+names when they are whole; what is there is not made again. No process waits for another.
+"""
+
+import errno
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import click
+
+import i3d
+from i3d import files
+from i3d.console import Bar, progress_bar
+from i3d.data.kinetics import Dataset, Layout, Video, read_dataset
+from i3d.data.shards import (
+    CLIPS_PER_SHARD,
+    RGB_QUALITY,
+    Manifest,
+    PictureWriter,
+    PlannedSample,
+    Stream,
+    complete_shards,
+    encode_flow,
+    encode_rgb,
+    encoding_parameters,
+    encoding_versions,
+    finish_folder,
+    plan_shards,
+    write_manifest,
+    write_shard,
+)
+from i3d.distributed import World, world_from_environment
+from i3d.errors import I3DError, UsageError, VideoError
+from i3d.flow import TVL1, check_device, stream_flow
+from i3d.presets import KINETICS_I3D, Preset, preset_with_short_side
+from i3d.tasks.pool import Died, Failed, Outcome, Result, WorkerPool, temporary_file
+
+# One thread in each library inside a worker, so that N workers load N cores.
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+}
+AHEAD = 3  # videos begun per worker beyond the one that is written next
+SAMPLE_VIDEOS = 3  # that a dry run encodes to estimate time and disk
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What changes the bytes of the shards; all of it stands in the manifest.
+
+    Attributes:
+        flow: compute TV-L1 flow.
+        short_side: pixels of the shorter side.
+        max_seconds: of each video, from its start; 0 for all of it. The test protocol looks at 10.
+        rgb_quality: JPEG quality of the frames, 1 to 100.
+        clips_per_shard: videos in one shard.
+        seed: of the shuffle that mixes the classes.
+    """
+
+    flow: bool = True
+    short_side: int = KINETICS_I3D.short_side
+    max_seconds: float = KINETICS_I3D.clip_frames / KINETICS_I3D.fps
+    rgb_quality: int = RGB_QUALITY
+    clips_per_shard: int = CLIPS_PER_SHARD
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.short_side < 16:
+            raise UsageError(f"short side {self.short_side}: it must be at least 16 pixels")
+        if not 0 <= self.max_seconds < 1e9:
+            raise UsageError(f"max seconds {self.max_seconds}: it must be 0 (all) or more")
+        if not 1 <= self.rgb_quality <= 100:
+            raise UsageError(f"quality {self.rgb_quality}: JPEG's goes from 1 to 100")
+
+    @property
+    def preset(self) -> Preset:
+        """The preprocessing that these settings are."""
+        return preset_with_short_side(self.short_side)
+
+
+# --- the work on one video, in a worker process ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VideoTask:
+    """What a worker process needs to know."""
+
+    location: str
+    start_seconds: float | None
+    end_seconds: float | None
+    settings: Settings
+    device: str
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """What a worker found; the pictures are in the files of its `Result`, RGB before flow.
+
+    Attributes:
+        height: of the resized frames, pixels.
+        width: likewise.
+        rgb: sizes and checksums of the frames.
+        flow: of the flows; None without.
+        damage: what was lost of a damaged video, or None.
+        error: why the video cannot be used; the rest is then empty.
+    """
+
+    height: int = 0
+    width: int = 0
+    rgb: Any = None
+    flow: Any = None
+    damage: str | None = None
+    error: str | None = None
+
+
+def encode_video(task: VideoTask) -> Result:
+    """Decode, resize, compute flow and encode one video.
+
+    The frames flow through one by one, so memory does not depend on the video's length.
+    """
+    import cv2
+
+    from i3d.clips import quantize_flow
+    from i3d.video import VideoReader
+
+    cv2.setNumThreads(1)
+    settings = task.settings
+    start, end = task.start_seconds or 0.0, task.end_seconds
+    if settings.max_seconds:
+        longest = start + settings.max_seconds
+        end = longest if end is None else min(end, longest)
+    rgb, flow = PictureWriter(temporary_file()), PictureWriter(temporary_file())
+    shape = (0, 0)
+    try:
+        with VideoReader(
+            task.location, start_seconds=start, end_seconds=end, short_side=settings.short_side
+        ) as reader:
+
+            def frames() -> Iterator[Any]:
+                nonlocal shape
+                previous, jpeg = None, b""
+                for frame in reader:
+                    if frame is not previous:  # one that is shown again is encoded once
+                        previous, jpeg = frame, encode_rgb(frame, quality=settings.rgb_quality)
+                        shape = frame.shape[:2]
+                    rgb.add(jpeg)
+                    yield frame
+
+            if settings.flow:
+                for vectors in stream_flow(frames(), device=task.device):
+                    flow.add(encode_flow(quantize_flow(vectors[None])[0]))
+            else:
+                for _ in frames():
+                    pass
+            damage = reader.damage
+    except VideoError as error:
+        rgb.file.close()
+        flow.file.close()
+        return Result(EncodedVideo(error=str(error)))
+    height, width = shape
+    tables = rgb.pictures, flow.pictures if settings.flow else None
+    return Result(EncodedVideo(height, width, *tables, damage=damage), (rgb.file, flow.file))
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def plan(dataset: Dataset, root: files.Location, settings: Settings) -> Manifest:
+    """The manifest of a dataset under settings; it depends on nothing else."""
+    samples = [
+        PlannedSample(
+            key=video.key,
+            location=_relative(video.location, root),
+            class_index=video.index,
+            start_seconds=video.start_seconds,
+            end_seconds=video.end_seconds,
+        )
+        for video in dataset.videos
+    ]
+    streams: tuple[Stream, ...] = ("rgb", "flow") if settings.flow else ("rgb",)
+    parameters: dict[str, Any] = {
+        "fps": KINETICS_I3D.fps,
+        "short_side": settings.short_side,
+        "max_seconds": float(settings.max_seconds),
+        "clips_per_shard": settings.clips_per_shard,
+        "seed": settings.seed,
+        **encoding_parameters(streams, rgb_quality=settings.rgb_quality),
+    }
+    versions = {"i3d": i3d.__version__, **_library_versions(), **encoding_versions(streams)}
+    if settings.flow:
+        parameters["flow_bound_pixels"] = KINETICS_I3D.flow_bound_pixels
+        parameters |= {f"tvl1_{name}": value for name, value in asdict(TVL1()).items()}
+    return Manifest(
+        dataset=PurePosixPath(os.fspath(root).rstrip("/")).name or "videos",
+        classes=dataset.classes,
+        preset=settings.preset.name,
+        streams=streams,
+        parameters=parameters,
+        versions=versions,
+        shards=plan_shards(samples, clips_per_shard=settings.clips_per_shard, seed=settings.seed),
+    )
+
+
+def _relative(location: str, root: files.Location) -> str:
+    """A video's location below the dataset's folder; of one elsewhere, its name alone."""
+    folder = os.fspath(root).rstrip("/")
+    if location.startswith(f"{folder}/"):
+        return location.removeprefix(f"{folder}/")
+    return location.rsplit("/", 1)[-1]
+
+
+def _library_versions() -> dict[str, str]:
+    """Libraries whose arithmetic is in the frames and the flow."""
+    import av
+    import cv2
+
+    ffmpeg = ".".join(map(str, av.library_versions["libavcodec"]))
+    swscale = ".".join(map(str, av.library_versions["libswscale"]))
+    return {"libavcodec": ffmpeg, "libswscale": swscale, "opencv": cv2.__version__}
+
+
+# --- the job --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Precomputed:
+    """What a run did, for a person (``str``) or a machine (:meth:`as_dict`).
+
+    Attributes:
+        output: folder of the shards.
+        found: videos of the plan.
+        missing: videos that the annotations name and that have no file.
+        encoded: videos that this process encoded in this run.
+        failed: (video, reason) of the videos that this process could not encode in this run.
+        lost: (shard, reason) of the shards that were given up.
+        shards: shards of the plan.
+        already: of this process's shards, those that were there before.
+        made: shards that this process made in this run.
+        complete: whether all shards of all processes are there.
+        frames: frames encoded in this run.
+        bytes: written in this run.
+        seconds: of this run.
+    """
+
+    output: str
+    found: int
+    missing: int
+    encoded: int
+    failed: tuple[tuple[str, str], ...]
+    lost: tuple[tuple[int, str], ...]
+    shards: int
+    already: int
+    made: int
+    complete: bool
+    frames: int
+    bytes: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, as JSON values."""
+        return {
+            **asdict(self),
+            "failed": [{"video": video, "reason": reason} for video, reason in self.failed],
+            "lost": [{"shard": shard, "reason": reason} for shard, reason in self.lost],
+        }
+
+    def __str__(self) -> str:
+        rate = self.encoded / self.seconds if self.seconds else 0.0
+        lines = [
+            f"{self.output}: {self.encoded} videos ({self.frames} frames, "
+            f"{self.bytes / 1e6:.1f} MB) in {self.seconds:.1f} s, {rate:.2f} videos/s; "
+            f"{len(self.failed)} failed",
+            f"  shards: {self.made} made, {self.already} there before, of {self.shards}"
+            + ("; all complete" if self.complete else ""),
+        ]
+        if self.missing:
+            lines.append(f"  {self.missing} annotated videos have no file")
+        lines += [f"  failed: {video}: {reason}" for video, reason in self.failed[:10]]
+        if len(self.failed) > 10:
+            lines.append(f"  ... all of them are in {files.join(self.output, 'failures.csv')}")
+        lines += [f"  shard {i} given up: {reason}; run again" for i, reason in self.lost]
+        return "\n".join(lines)
+
+
+class _ShardLostError(Exception):
+    """A worker died over a video of this shard."""
+
+
+def precompute(
+    videos: files.Location,
+    output: files.Location,
+    *,
+    settings: Settings = Settings(),
+    classes: str | None = None,
+    annotations: files.Location | None = None,
+    layout: Layout | None = None,
+    split: str | None = None,
+    trim: bool = False,
+    workers: int | None = None,
+    device: str = "cpu",
+    world: World | None = None,
+    progress: bool = False,
+) -> Precomputed:
+    """Turn a dataset of videos into shards; what is there already is not made again.
+
+    Args:
+        videos: folder, list file or CSV, see :func:`i3d.data.kinetics.read_dataset`; path or URL.
+        output: folder of the shards; path or URL.
+        settings: what changes the bytes.
+        classes: ``kinetics400``, ``kinetics600``, ``folders`` or a file of names.
+        annotations: CSV of a flat folder of videos.
+        layout: how the dataset lies on disk, where it is not to be found out.
+        split: of a dataset that has several.
+        trim: cut untrimmed videos by the CSV's times.
+        workers: processes; default: the cores that this process may use.
+        device: ``"cpu"`` or ``"cuda"``, of the flow.
+        world: which shards are this process's; default: from the launcher's environment.
+        progress: draw a progress bar.
+
+    Raises:
+        DatasetError: the dataset cannot be understood.
+        UsageError: an option has no meaning, or the output was begun with other settings.
+        I3DError: the output or the temporary folder is full or cannot be written.
+    """
+    start = time.monotonic()
+    check_device(device)
+    workers = available_cores() if workers is None else workers
+    if workers < 1:
+        raise UsageError(f"workers {workers}: there must be at least 1")
+    world = world_from_environment() if world is None else world
+    dataset = _read(videos, classes, annotations, layout, split, trim)
+    manifest = plan(dataset, videos, settings)
+    write_manifest(output, manifest)
+    mine = manifest.shards_of(rank=world.rank, world_size=world.size)
+    there = set(complete_shards(output, manifest, shards=mine))
+    todo = [shard for shard in mine if shard not in there]
+    job = _Job(manifest, {v.key: v for v in dataset.videos}, output, settings, device)
+    if todo:
+        total = sum(len(manifest.shards[shard]) for shard in todo)
+        title = f"precompute (rank {world.rank})" if world.size > 1 else "precompute"
+        workers = min(workers, total)
+        with progress_bar(title if progress else None, total=total, unit="videos") as bar:
+            job.run(todo, workers, bar)
+    complete = not job.lost and finish_folder(output, manifest)
+    return Precomputed(
+        output=os.fspath(output),
+        found=manifest.found,
+        missing=len(dataset.missing),
+        encoded=job.encoded,
+        failed=tuple(job.failed),
+        lost=tuple(job.lost),
+        shards=len(manifest.shards),
+        already=len(there),
+        made=len(todo) - len(job.lost),
+        complete=complete,
+        frames=job.frames,
+        bytes=job.bytes,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _read(
+    videos: files.Location,
+    classes: str | None,
+    annotations: files.Location | None,
+    layout: Layout | None,
+    split: str | None,
+    trim: bool,
+) -> Dataset:
+    dataset = read_dataset(
+        videos,
+        classes=classes,
+        annotations=annotations,
+        layout=layout,
+        split=split,
+        trim=trim,
+        # A folder of videos without any labels is a dataset for features, where it is asked for.
+        labels="optional" if layout == "flat" else "required",
+    )
+    click.echo(dataset.description, err=True)
+    for warning in dataset.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    return dataset
+
+
+class _Job:
+    """This process's shards, one after another, from videos that the workers encode ahead."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        videos: dict[str, Video],
+        output: files.Location,
+        settings: Settings,
+        device: str,
+    ) -> None:
+        self.manifest, self.videos, self.output = manifest, videos, output
+        self.settings, self.device = settings, device
+        self.encoded = self.frames = self.bytes = 0
+        self.failed: list[tuple[str, str]] = []
+        self.lost: list[tuple[int, str]] = []
+        self._done = 0
+
+    def run(self, shards: list[int], workers: int, bar: Bar) -> None:
+        """Make the shards."""
+        tasks = (self._task(sample) for i in shards for sample in self.manifest.shards[i])
+        start = time.monotonic()
+        with (
+            _terminated_cleanly(),
+            WorkerPool(encode_video, workers=workers, environment=WORKER_ENVIRONMENT) as pool,
+        ):
+            outcomes = pool.map(tasks, ahead=AHEAD * workers)
+            for shard in shards:
+                for _ in self._make(shard, (outcome for _, outcome in outcomes)):
+                    rate = self.frames / (time.monotonic() - start)
+                    bar.update(self._done, note=f"{rate:.0f} frames/s")
+
+    def _task(self, sample: PlannedSample) -> VideoTask:
+        location = self.videos[sample.key].location
+        times = sample.start_seconds, sample.end_seconds
+        return VideoTask(location, *times, settings=self.settings, device=self.device)
+
+    def _make(self, shard: int, outcomes: Iterator[Outcome]) -> Iterator[None]:
+        """Write one shard, yielding after every video; give it up if a worker dies over it."""
+        samples = self.manifest.shards[shard]
+        before = self.encoded, self.frames, self.bytes, len(self.failed)
+        taken = 0
+        try:
+            with write_shard(self.output, self.manifest, shard) as writer:
+                for sample in samples:
+                    outcome = next(outcomes)
+                    taken += 1
+                    self._done += 1
+                    self._add(writer, sample, outcome)
+                    yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise I3DError(
+                f"{self.output}: cannot write shard {shard} ({reason}); complete shards stay and "
+                "nothing half-written is left: mend that and run again"
+            ) from error
+        except _ShardLostError as error:
+            self.encoded, self.frames, self.bytes = before[:3]
+            del self.failed[before[3] :]
+            self.lost.append((shard, str(error)))
+            click.echo(f"shard {shard} is given up: {error}; run again to make it", err=True)
+            for _ in samples[taken:]:  # begun already, or cheaper done than undone
+                outcome = next(outcomes)
+                if isinstance(outcome, Result):
+                    outcome.close()
+                self._done += 1
+
+    def _add(self, writer: Any, sample: PlannedSample, outcome: Outcome) -> None:
+        location = self.videos[sample.key].location
+        if isinstance(outcome, Died):
+            raise _ShardLostError(f"{location}: {outcome}")
+        if isinstance(outcome, Failed):
+            raise _judged(outcome, location)
+        video: EncodedVideo = outcome.value
+
+        def portable(text: str) -> str:
+            return text.replace(location, sample.location)  # no absolute path in the shards
+
+        try:
+            if video.error is not None:
+                writer.fail(sample.key, portable(video.error))
+                self.failed.append((sample.key, portable(video.error)))
+                return
+            rgb, flow = outcome.files
+            damage = None if video.damage is None else portable(video.damage)
+            self.bytes += writer.add(
+                sample.key,
+                rgb=(video.rgb, rgb),
+                flow=None if video.flow is None else (video.flow, flow),
+                height=video.height,
+                width=video.width,
+                damage=damage,
+            )
+            self.encoded += 1
+            self.frames += len(video.rgb)
+        finally:
+            outcome.close()
+
+
+def _judged(outcome: Failed, location: str) -> Exception:
+    """What ends the job: an error that is not the video's."""
+    error = outcome.error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return I3DError(f"{location}: no room for temporary files; set TMPDIR to a larger disk")
+    if isinstance(error, I3DError):
+        return error
+    if isinstance(error, OSError):
+        return I3DError(f"{location}: {error}")
+    return RuntimeError(f"{location}: {outcome.traceback}")
+
+
+@contextmanager
+def _terminated_cleanly() -> Iterator[None]:
+    """Treat SIGTERM, as schedulers send it, like Ctrl-C: remove what is half-written."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: a library caller's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# --- the plan without the work --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `precompute` would do.
+
+    Attributes:
+        found: videos of the plan.
+        classes: (name, videos) of every class that has any, the largest first; empty if unlabelled.
+        missing: (video, reason) of the annotated videos that have no file.
+        unreadable: (video, reason) of the videos whose header cannot be read.
+        shards: shards of the plan.
+        sampled: videos that were encoded to estimate the rest.
+        bytes: estimate of the shards' size.
+        core_seconds: estimate of the time on one core.
+        workers: what the time left would be divided by.
+    """
+
+    found: int
+    classes: tuple[tuple[str, int], ...]
+    missing: tuple[tuple[str, str], ...]
+    unreadable: tuple[tuple[str, str], ...]
+    shards: int
+    sampled: int
+    bytes: int
+    core_seconds: float
+    workers: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, as JSON values."""
+        reasons = ("missing", "unreadable")
+        return {
+            **asdict(self),
+            "classes": dict(self.classes),
+            **{
+                name: [{"video": video, "reason": reason} for video, reason in getattr(self, name)]
+                for name in reasons
+            },
+        }
+
+    def __str__(self) -> str:
+        hours = self.core_seconds / self.workers / 3600
+        lines = [
+            f"{self.found} videos in {self.shards} shards; {len(self.missing)} annotated ones have "
+            f"no file, {len(self.unreadable)} cannot be read"
+        ]
+        lines += [f"  missing: {video}: {reason}" for video, reason in self.missing[:5]]
+        lines += [f"  unreadable: {video}: {reason}" for video, reason in self.unreadable[:5]]
+        if self.classes:
+            lines.append(f"{len(self.classes)} classes:")
+            lines += [f"  {count:6} {name}" for name, count in self.classes]
+        if self.sampled:
+            lines.append(
+                f"estimate from {self.sampled} videos: {self.bytes / 1e9:.2f} GB, "
+                f"{self.core_seconds / 3600:.2f} hours on one core, "
+                f"{hours:.2f} on {self.workers} workers"
+            )
+        return "\n".join(lines)
+
+
+def dry_run(
+    videos: files.Location,
+    *,
+    settings: Settings = Settings(),
+    classes: str | None = None,
+    annotations: files.Location | None = None,
+    layout: Layout | None = None,
+    split: str | None = None,
+    trim: bool = False,
+    workers: int | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+) -> DryRun:
+    """Say what `precompute` would do, from every video's header and a sample encoded in full.
+
+    Arguments and errors are those of :func:`precompute`. Nothing is written.
+    """
+    check_device(device)
+    workers = available_cores() if workers is None else workers
+    dataset = _read(videos, classes, annotations, layout, split, trim)
+    manifest = plan(dataset, videos, settings)
+    by_key = {video.key: video for video in dataset.videos}
+    unreadable = _unreadable(dataset, "headers" if progress else None)
+    bad = {key for key, _ in unreadable}
+    # The plan's order is a shuffle, so its first videos are a sample.
+    sample = [s for s in manifest.samples() if s.key not in bad][:SAMPLE_VIDEOS]
+    sizes, seconds, encoded = 0, 0.0, 0
+    job = _Job(manifest, by_key, "", settings, device)
+    if sample:
+        with (
+            progress_bar("sample" if progress else None, total=len(sample), unit="videos") as bar,
+            WorkerPool(encode_video, workers=1, environment=WORKER_ENVIRONMENT) as pool,
+        ):
+            # The first video also pays for imports and compilation, so it is done twice.
+            tasks = [job._task(s) for s in [sample[0], *sample]]
+            start = time.monotonic()
+            for i, (task, outcome) in enumerate(pool.map(tasks, ahead=1)):
+                if isinstance(outcome, Failed):
+                    raise _judged(outcome, task.location)
+                if i == 0:
+                    start = time.monotonic()
+                    outcome.close() if isinstance(outcome, Result) else None
+                    continue
+                bar.update(i)
+                if isinstance(outcome, Result):
+                    encoded += outcome.value.error is None
+                    sizes += sum(os.fstat(file.fileno()).st_size for file in outcome.files)
+                    outcome.close()
+            seconds = time.monotonic() - start
+    readable = manifest.found - len(unreadable)
+    scale = readable / encoded if encoded else 0.0
+    names = Counter(v.class_name for v in dataset.videos if v.class_name is not None)
+    return DryRun(
+        found=manifest.found,
+        classes=tuple(sorted(names.items(), key=lambda item: (-item[1], item[0]))),
+        missing=dataset.missing,
+        unreadable=tuple(unreadable),
+        shards=len(manifest.shards),
+        sampled=encoded,
+        bytes=round(sizes * scale),
+        core_seconds=seconds * scale,
+        workers=workers,
+    )
+
+
+def _unreadable(dataset: Dataset, title: str | None) -> list[tuple[str, str]]:
+    """(key, reason) of the videos whose header cannot be read."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from i3d.video import probe_video
+
+    def reason(video: Video) -> str | None:
+        try:
+            probe_video(video.location)
+        except VideoError as error:
+            return str(error)
+        return None
+
+    found = []
+    with (
+        progress_bar(title, total=len(dataset.videos), unit="videos") as bar,
+        ThreadPoolExecutor(available_cores() * 4) as pool,
+    ):
+        for i, (video, why) in enumerate(
+            zip(dataset.videos, pool.map(reason, dataset.videos), strict=True), 1
+        ):
+            bar.update(i)
+            if why is not None:
+                found.append((video.key, why))
+    return found
+
+
+def run(
+    videos: str,
+    output: str | None,
+    *,
+    settings: Settings,
+    estimate: bool,
+    strict: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """``i3d precompute``: the exit code, 1 if shards were lost or, with strict, videos failed."""
+    if estimate:
+        result: DryRun | Precomputed = dry_run(videos, settings=settings, progress=True, **options)
+        code = 0
+    elif output is None:
+        raise UsageError("no output folder; name one, or pass --dry-run for the plan alone")
+    else:
+        result = precompute(videos, output, settings=settings, progress=True, **options)
+        code = 1 if result.lost or (strict and result.failed) else 0
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        click.echo(str(result))
+    return code
