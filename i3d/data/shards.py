@@ -265,8 +265,7 @@ class Manifest:
         lines = [
             f"{name}: {before.get(name, 'absent')}, now {now.get(name, 'absent')}"
             for name in [*before, *(now.keys() - before.keys())]
-            if before.get(name) != now.get(name)
-            and (aligned or not name.startswith("class "))
+            if before.get(name) != now.get(name) and (aligned or not name.startswith("class "))
         ]
         if self.shards != other.shards:
             lines.append(_sample_difference(self, other))
