@@ -6,14 +6,19 @@ from dataclasses import dataclass
 
 from i3d.errors import UsageError
 
-# (rank, world size) as each launcher exports them, the most specific first: torchrun inside a
-# Slurm job sees both, and it is torchrun's processes that work.
+# (rank, world size, processes on this node) as each launcher exports them, the most specific
+# first: torchrun inside a Slurm job sees both, and it is torchrun's processes that work.
 LAUNCHERS = {
-    "torchrun": ("RANK", "WORLD_SIZE"),
-    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    "MPICH, Intel MPI": ("PMI_RANK", "PMI_SIZE"),
-    "MVAPICH": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
-    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS"),
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    "Open MPI": (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    "MPICH, Intel MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
+    "MVAPICH": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    # Slurm binds a task to its own cores, which is what the process sees as available.
+    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", ""),
 }
 
 
@@ -24,10 +29,12 @@ class World:
     Attributes:
         rank: 0 to size - 1.
         size: number of processes.
+        local_size: processes that share this node's cores, as far as the launcher says.
     """
 
     rank: int = 0
     size: int = 1
+    local_size: int = 1
 
 
 def world_from_environment(environment: Mapping[str, str] | None = None) -> World:
@@ -40,7 +47,7 @@ def world_from_environment(environment: Mapping[str, str] | None = None) -> Worl
         UsageError: a launcher's variables are not a rank below a world size.
     """
     environment = os.environ if environment is None else environment
-    for launcher, (rank_name, size_name) in LAUNCHERS.items():
+    for launcher, (rank_name, size_name, local_name) in LAUNCHERS.items():
         if rank_name not in environment or size_name not in environment:
             continue
         if launcher == "Slurm" and "SLURM_STEP_ID" not in environment:
@@ -51,5 +58,7 @@ def world_from_environment(environment: Mapping[str, str] | None = None) -> Worl
                 f"{rank_name}={rank} and {size_name}={size} ({launcher}) are no rank of a world; "
                 "unset them to run as one process"
             )
-        return World(int(rank), int(size))
+        local = environment.get(local_name, "1")
+        local_size = int(local) if local.isdecimal() else 1
+        return World(int(rank), int(size), local_size=min(max(local_size, 1), int(size)))
     return World()

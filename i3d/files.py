@@ -3,7 +3,7 @@
 Local files are opened directly; everything with a ``scheme://`` goes through fsspec
 (``hdfs://``, ``s3://``, ``gs://``, ``https://``, ``memory://``).
 
-No file system object is kept: every call asks fsspec for the one of its process and thread.
+Every call asks fsspec for the file system object of its process and thread.
 """
 
 import os
@@ -23,9 +23,12 @@ OBJECT_STORES = frozenset(
 )
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{12}\.tmp(?P<suffix>\.[^.]+)?")
 
-# hdfs-native's reads wait forever in a process forked from one that has read, new client or not.
+# hdfs-native cannot be used in a process forked from one that has used it: reads wait forever, even
+# with a new client, and so does dropping the parent's client, as fsspec does at the fork. So what
+# was opened is kept, and its use in the child is an error.
 _NOT_AFTER_FORK = frozenset(["hdfs", "viewfs"])
-_users: dict[str, int] = {}  # protocol -> the first process, of this one and its parents, to use it
+_users: dict[str, int] = {}  # protocol -> the first process that used it, a parent perhaps
+_opened: dict[int, Any] = {}
 
 
 def is_url(location: Location) -> bool:
@@ -56,7 +59,10 @@ def filesystem(url: Location) -> tuple[Any, str]:
             f"{text}: {protocol} was used before this process was forked, and would hang;"
             " start worker processes with 'spawn' or 'forkserver'"
         )
-    return fsspec.core.url_to_fs(text)
+    fs, name = fsspec.core.url_to_fs(text)
+    if protocol in _NOT_AFTER_FORK:
+        _opened[id(fs)] = fs
+    return fs, name
 
 
 def _fresh(url: Location) -> tuple[Any, str]:

@@ -11,6 +11,7 @@ from i3d.errors import UsageError
     [
         ({}, World(0, 1)),
         ({"RANK": "3", "WORLD_SIZE": "8"}, World(3, 8)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, World(3, 8, 4)),
         ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, World(1, 2)),
         ({"PMI_RANK": "5", "PMI_SIZE": "6"}, World(5, 6)),
         ({"SLURM_PROCID": "7", "SLURM_NTASKS": "16", "SLURM_STEP_ID": "0"}, World(7, 16)),

@@ -1,5 +1,6 @@
 """Files: whole or not at all, on paths and URLs."""
 
+import multiprocessing
 import threading
 
 import fsspec
@@ -131,6 +132,18 @@ def test_object_stores_get_one_put(hdfs, monkeypatch):
     with pytest.raises(FileExistsError):
         files.create(f"{hdfs}/a.bin", b"three")
     assert files.read_range(f"{hdfs}/a.bin", 1, 10) == b"wo"
+
+
+def test_hdfs_after_a_fork_is_an_error_not_a_hang(hdfs, monkeypatch):
+    monkeypatch.setattr(files, "_NOT_AFTER_FORK", frozenset(["hdfslike"]))
+    monkeypatch.setattr(files, "_users", {})
+    files.write(f"{hdfs}/a.bin", b"one")
+    context = multiprocessing.get_context("fork")
+    with context.Pool(1) as pool, pytest.raises(RuntimeError, match="with 'spawn'"):
+        pool.apply(files.exists, [f"{hdfs}/a.bin"])
+    monkeypatch.setattr(files, "_users", {})
+    with context.Pool(1) as pool:  # the parent has not used it
+        assert pool.apply(files.exists, [f"{hdfs}/a.bin"])
 
 
 def test_read_range(folder):

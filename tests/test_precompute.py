@@ -182,13 +182,13 @@ def test_two_processes_at_once(videos, reference, tmp_path):
     assert contents(tmp_path / "out") == contents(reference)
 
 
-def kill_and_resume(videos, output, *, kills: int, seed: int, longest: float) -> int:
+def kill_and_resume(videos, output, *options, kills: int, seed: int, longest: float) -> int:
     """Kill the process group at random moments, each time resuming with other workers."""
     rng = random.Random(seed)
     killed = 0
     for i in range(kills):
         process = subprocess.Popen(
-            command(videos, output, "--workers", str(1 + i % 3)),
+            command(videos, output, "--workers", str(1 + i % 3), *options),
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -219,10 +219,13 @@ def test_twenty_kills_on_real_clips(tmp_path):
             (root / name).mkdir(parents=True, exist_ok=True)
             shutil.copy(clip, root / name / f"{copy}_{clip.name}")
     (root / "archery" / "broken.mp4").write_bytes(b"not a video")
-    subprocess.run(command(root, tmp_path / "reference"), check=True, capture_output=True)
+    options = ["--short-side", "256", "--clips-per-shard", "1", "--max-seconds", "5"]
+    reference = command(root, tmp_path / "reference", *options)
+    subprocess.run(reference, check=True, capture_output=True)
     output = tmp_path / "out"
-    assert kill_and_resume(root, output, kills=20, seed=0, longest=12) >= 10
-    subprocess.run(command(root, output), check=True, capture_output=True)
+    assert kill_and_resume(root, output, *options, kills=20, seed=0, longest=9) == 20
+    assert len(list(output.glob("shard-*.json"))) >= 2  # it got on all the same
+    subprocess.run(command(root, output, *options), check=True, capture_output=True)
     assert contents(output) == contents(tmp_path / "reference")
 
 
@@ -384,10 +387,9 @@ def test_historical_script(videos, tmp_path):
 
 @pytest.mark.slow
 def test_memory_of_a_worker_on_a_long_video(tmp_path):
-    """Ten minutes of 1080p, all of it, with flow on the first minute's share of frames."""
-    path = tmp_path / "long.mp4"
-    pictures = noise_images(25, 1920, 1080)
-    write_video(path, [pictures[i % 25] for i in range(25)], options={"preset": "ultrafast"})
+    """Ten minutes of 1080p: all frames; with flow, which takes longer, the first 20 seconds."""
+    path = tmp_path / "second.mp4"
+    write_video(path, [cv2.GaussianBlur(x, (0, 0), 4) for x in noise_images(25, 1920, 1080)])
     joined = tmp_path / "joined.mp4"
     repeat_packets(path, joined, times=600)
     code = (
@@ -401,8 +403,9 @@ def test_memory_of_a_worker_on_a_long_video(tmp_path):
         arguments = [sys.executable, "-c", code, str(joined), flow, str(seconds)]
         done = subprocess.run(arguments, capture_output=True, text=True, check=True)
         count, peak = map(int, done.stdout.split())
+        print(flow, peak)
         assert count == frames
-        assert peak < 600 * 1024  # KiB
+        assert peak < 600 * 1024  # KiB; measured MEASURED_RGB MiB, with flow MEASURED_FLOW MiB
 
 
 def repeat_packets(source: Path, target: Path, *, times: int) -> None:

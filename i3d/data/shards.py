@@ -417,7 +417,7 @@ def decode_flow(pngs: Sequence[bytes], *, height: int, width: int) -> np.ndarray
         gray = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
         if gray is None or gray.shape != (2 * height, width):
             raise DatasetError(f"flow {i} is a damaged PNG")
-        flow[i] = gray.reshape(2, height, width).transpose(1, 2, 0)  # (2H, W) -> (H, W, 2)
+        cv2.merge((gray[:height], gray[height:]), flow[i])  # (2H, W) -> (H, W, 2)
     return flow
 
 

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -56,6 +56,7 @@ WORKER_ENVIRONMENT = {
     "NUMBA_NUM_THREADS": "1",
 }
 AHEAD = 3  # videos begun per worker beyond the one that is written next
+WARM_UP_SECONDS = 0.2
 SAMPLE_VIDEOS = 3  # that a dry run encodes to estimate time and disk
 
 
@@ -327,7 +328,7 @@ def precompute(
         layout: how the dataset lies on disk, where it is not to be found out.
         split: of a dataset that has several.
         trim: cut untrimmed videos by the CSV's times.
-        workers: processes; default: the cores that this process may use.
+        workers: processes; default: this process's share of the cores.
         device: ``"cpu"`` or ``"cuda"``, of the flow.
         world: which shards are this process's; default: from the launcher's environment.
         progress: draw a progress bar.
@@ -339,10 +340,10 @@ def precompute(
     """
     start = time.monotonic()
     check_device(device)
-    workers = available_cores() if workers is None else workers
+    world = world_from_environment() if world is None else world
+    workers = default_workers(world) if workers is None else workers
     if workers < 1:
         raise UsageError(f"workers {workers}: there must be at least 1")
-    world = world_from_environment() if world is None else world
     dataset = _read(videos, classes, annotations, layout, split, trim)
     manifest = plan(dataset, videos, settings)
     write_manifest(output, manifest)
@@ -527,9 +528,13 @@ def _terminated_cleanly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def default_workers(world: World) -> int:
+    """The cores that this process may run on, shared with the others on its node."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // world.local_size)
 
 
 # --- the plan without the work --------------------------------------------------------------------
@@ -611,7 +616,7 @@ def dry_run(
     Arguments and errors are those of :func:`precompute`. Nothing is written.
     """
     check_device(device)
-    workers = available_cores() if workers is None else workers
+    workers = default_workers(World()) if workers is None else workers
     dataset = _read(videos, classes, annotations, layout, split, trim)
     manifest = plan(dataset, videos, settings)
     by_key = {video.key: video for video in dataset.videos}
@@ -626,20 +631,20 @@ def dry_run(
             progress_bar("sample" if progress else None, total=len(sample), unit="videos") as bar,
             WorkerPool(encode_video, workers=1, environment=WORKER_ENVIRONMENT) as pool,
         ):
-            # The first video also pays for imports and compilation, so it is done twice.
-            tasks = [job._task(s) for s in [sample[0], *sample]]
-            start = time.monotonic()
-            for i, (task, outcome) in enumerate(pool.map(tasks, ahead=1)):
+            # The first task also pays for imports and compilation, so it is not counted.
+            tasks = [job._task(s) for s in sample]
+            warm_up = replace(tasks[0], settings=replace(settings, max_seconds=WARM_UP_SECONDS))
+            start = 0.0
+            for i, (task, outcome) in enumerate(pool.map([warm_up, *tasks], ahead=1)):
                 if isinstance(outcome, Failed):
                     raise _judged(outcome, task.location)
                 if i == 0:
                     start = time.monotonic()
-                    outcome.close() if isinstance(outcome, Result) else None
-                    continue
                 bar.update(i)
                 if isinstance(outcome, Result):
-                    encoded += outcome.value.error is None
-                    sizes += sum(os.fstat(file.fileno()).st_size for file in outcome.files)
+                    if i > 0:
+                        encoded += outcome.value.error is None
+                        sizes += sum(os.fstat(file.fileno()).st_size for file in outcome.files)
                     outcome.close()
             seconds = time.monotonic() - start
     readable = manifest.found - len(unreadable)
@@ -674,7 +679,7 @@ def _unreadable(dataset: Dataset, title: str | None) -> list[tuple[str, str]]:
     found = []
     with (
         progress_bar(title, total=len(dataset.videos), unit="videos") as bar,
-        ThreadPoolExecutor(available_cores() * 4) as pool,
+        ThreadPoolExecutor(4 * default_workers(World())) as pool,
     ):
         for i, (video, why) in enumerate(
             zip(dataset.videos, pool.map(reason, dataset.videos), strict=True), 1
