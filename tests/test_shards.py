@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from i3d import files
 from i3d.classes import ClassList
 from i3d.clips import flow_clip, quantize_flow
-from i3d.data import shards
+from i3d.data import sealed, shards
+from i3d.data.pictures import decode_flow, decode_rgb, encode_flow, encode_rgb
 from i3d.data.shards import (
     Failure,
     Manifest,
@@ -33,10 +34,6 @@ from i3d.data.shards import (
     PlannedSample,
     ShardIndex,
     complete_shards,
-    decode_flow,
-    decode_rgb,
-    encode_flow,
-    encode_rgb,
     finish_folder,
     open_dataset,
     plan_shards,
@@ -520,7 +517,7 @@ def test_any_manifest_reads_back(dataset, parameters, planned, clips):
 def seal(text):
     """Seal any text as a manifest or sidecar, as an attacker would."""
     head = text.encode()
-    return head + shards._SEAL.format(hashlib.sha256(head).hexdigest()).encode()
+    return head + sealed.SEAL.format(hashlib.sha256(head).hexdigest()).encode()
 
 
 json_values = st.recursive(

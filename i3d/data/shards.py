@@ -39,49 +39,40 @@ import csv
 import hashlib
 import io
 import json
-import math
 import re
-import struct
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
-from functools import cache, cached_property
-from importlib.metadata import version
+from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import accumulate, pairwise
-from types import NoneType, UnionType
-from typing import IO, Any, Literal, Self, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import IO, Self, cast
 
-import cv2
 import google_crc32c
 import numpy as np
-import simplejpeg
 
 from i3d import files
 from i3d.classes import ClassList, readable
+from i3d.data.pictures import (
+    Scalar,
+    Stream,
+    check_jpeg,
+    check_png,
+    decode_flow,
+    decode_rgb,
+)
+from i3d.data.sealed import MAX_TEXT, parsed, plain, sealed, split_seal, unsealed
 from i3d.errors import DatasetError, UsageError
 from i3d.files import Location
 from i3d.presets import find_preset
-
-Stream = Literal["rgb", "flow"]
-Scalar = str | int | float | bool | None
 
 MANIFEST_FILE = "manifest.json"
 FAILURES_FILE = "failures.csv"
 SUFFIXES: dict[Stream, str] = {"rgb": "rgb.mjpeg", "flow": "flow.mpng"}
 
 CLIPS_PER_SHARD = 128  # about 1 GB with flow: large reads, and little to repeat after a crash
-RGB_QUALITY = 95  # with 4:2:0: OpenCV's defaults, as in the program of the published figures
-_PNG_OPTIONS = [
-    # Run lengths only: on flow a third smaller than deflate at its fastest, and no slower.
-    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
-    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FAST_FILTERS),
-]
-_PNG_START = struct.Struct(">16sIIBB")  # up to IHDR, width, height, bits, colour type (0: gray)
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-
 _BLOCK = 512  # bytes; a tar consists of these
 _TAR_END = bytes(2 * _BLOCK)
 _READ_AHEAD = 1  # samples that are read while one is used; 6 to 10 MB each
@@ -89,9 +80,6 @@ _THREADS = 16  # for small files: a request to S3 takes 20 ms or more
 
 # Bounds for files that come from elsewhere, far above what is written.
 _MAX_JSON_BYTES = 1 << 29  # the manifest of Kinetics-700's 650,000 videos has about 100 MB
-_MAX_ITEMS = 1 << 24
-_MAX_INTEGER = 1 << 53
-_MAX_TEXT = 1 << 13  # characters
 _MAX_REASON = 1000  # characters
 _MAX_SIDE = 1 << 14  # pixels
 _MAX_PIXELS = 1 << 26  # of a frame; as in video.py
@@ -100,10 +88,6 @@ _MAX_SECONDS = 1e9
 # Names between slashes, without dots, control characters or surrogates.
 _KEY = re.compile(r"[^./\x00-\x1f\x7f\ud800-\udfff]+(?:/[^./\x00-\x1f\x7f\ud800-\udfff]+)*")
 _SKIPPED_BY_WEBDATASET = re.compile(r"__[^/]*__/")
-_SEAL = ' "sha256": "{}"\n}}\n'
-_SEAL_BYTES = len(_SEAL.format("")) + 64
-
-_T = TypeVar("_T")
 
 _REMEDY = "copy the shard again, or delete its .tar and .json and run precompute again"
 _CHECKSUM = "its checksum (CRC32C) does not match"
@@ -141,7 +125,7 @@ class PlannedSample:
     end_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if not _KEY.fullmatch(self.key) or len(self.key) > _MAX_TEXT:
+        if not _KEY.fullmatch(self.key) or len(self.key) > MAX_TEXT:
             raise DatasetError(
                 f"key {self.key[:200]!r} must be names between slashes, without dots and control"
                 " characters; percent-encode them"
@@ -235,7 +219,7 @@ class Manifest:
     @cached_property
     def seal(self) -> str:
         """The manifest's SHA-256, by which a sidecar names it: 64 hexadecimal digits."""
-        return _split_seal(self.to_json())[1]
+        return split_seal(self.to_json())[1]
 
     def shards_of(self, *, rank: int, world_size: int) -> range:
         """The shards of one process: shard i belongs to rank i mod world size."""
@@ -243,7 +227,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """As stored in ``manifest.json``; equal manifests give the same bytes."""
-        return _sealed("i3d manifest 1", self)
+        return sealed("i3d manifest 1", self)
 
     @classmethod
     def from_json(cls, data: bytes, where: str = MANIFEST_FILE) -> Self:
@@ -252,7 +236,7 @@ class Manifest:
         Raises:
             DatasetError: damaged, edited, of another format, or a value that makes no sense.
         """
-        manifest = _unsealed("i3d manifest 1", cls, data, where)
+        manifest = unsealed("i3d manifest 1", cls, data, where)
         if manifest.to_json() != data:
             raise DatasetError(f"{where} is not written as i3d writes it; restore it")
         return manifest
@@ -338,107 +322,6 @@ def write_manifest(folder: Location, manifest: Manifest) -> None:
             f"{folder} was begun with other settings: {'; '.join(lines[:5])}{more}."
             " Use the same settings, or another output folder"
         )
-
-
-# Pictures
-
-
-def encoding_parameters(
-    streams: Sequence[Stream], *, rgb_quality: int = RGB_QUALITY
-) -> dict[str, Scalar]:
-    """How pictures are coded, for a manifest's parameters."""
-    parameters: dict[str, Scalar] = {"rgb_coding": f"jpeg, quality {rgb_quality}, 4:2:0"}
-    if "flow" in streams:
-        parameters["flow_coding"] = "png, x above y"
-    return parameters
-
-
-def encoding_versions(streams: Sequence[Stream]) -> dict[str, str]:
-    """Versions of the libraries that code pictures, for a manifest."""
-    versions = {"simplejpeg": version("simplejpeg")}
-    if "flow" in streams:
-        versions["opencv"] = cv2.__version__
-    return versions
-
-
-def encode_rgb(frame: np.ndarray, *, quality: int = RGB_QUALITY) -> bytes:
-    """A frame, uint8 (H, W, 3), as JPEG with chroma halved both ways (4:2:0)."""
-    return simplejpeg.encode_jpeg(
-        np.ascontiguousarray(frame),
-        quality=quality,
-        colorspace="RGB",
-        colorsubsampling="420",
-        fastdct=False,
-    )
-
-
-def encode_flow(stored: np.ndarray) -> bytes:
-    """One flow, uint8 (H, W, 2) as `i3d.clips.quantize_flow` gives it, as gray PNG (2H, W).
-
-    Without loss. x is above y.
-    """
-    height, width, _ = stored.shape
-    gray = stored.transpose(2, 0, 1).reshape(2 * height, width)  # (H, W, 2) -> (2H, W)
-    done, png = cv2.imencode(".png", gray, _PNG_OPTIONS)
-    if not done:
-        raise DatasetError(f"cannot encode flow of {width}x{height} as PNG")
-    return png.tobytes()
-
-
-def decode_rgb(jpegs: Sequence[bytes], *, height: int, width: int) -> np.ndarray:
-    """Frames, uint8 (T, H, W, 3) RGB, from T JPEGs.
-
-    Raises:
-        DatasetError: a picture is damaged or of another size; nothing is allocated for it.
-    """
-    for i, jpeg in enumerate(jpegs):
-        _check_jpeg(jpeg, i, height=height, width=width)
-    frames = np.empty((len(jpegs), height, width, 3), np.uint8)
-    for i, jpeg in enumerate(jpegs):
-        try:
-            simplejpeg.decode_jpeg(
-                jpeg, colorspace="RGB", fastdct=False, fastupsample=False, buffer=frames[i]
-            )
-        except ValueError as e:
-            raise DatasetError(f"frame {i} is a damaged JPEG ({e})") from e
-    return frames
-
-
-def decode_flow(pngs: Sequence[bytes], *, height: int, width: int) -> np.ndarray:
-    """Stored flow, uint8 (T, H, W, 2), from T PNGs.
-
-    Raises:
-        DatasetError: a picture is damaged or of another size; nothing is allocated for it.
-    """
-    for i, png in enumerate(pngs):
-        _check_png(png, i, height=height, width=width)
-    flow = np.empty((len(pngs), height, width, 2), np.uint8)
-    for i, png in enumerate(pngs):
-        gray = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-        if gray is None or gray.shape != (2 * height, width):
-            raise DatasetError(f"flow {i} is a damaged PNG")
-        cv2.merge((gray[:height], gray[height:]), flow[i])  # (2H, W) -> (H, W, 2)
-    return flow
-
-
-def _check_jpeg(jpeg: bytes, i: int, *, height: int, width: int) -> None:
-    """Refuse what is not a YCbCr JPEG of width W and height H."""
-    try:
-        found_height, found_width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
-    except ValueError as e:
-        raise DatasetError(f"frame {i} is no JPEG ({e})") from e
-    if (found_height, found_width, colours) != (height, width, "YCbCr"):
-        raise DatasetError(
-            f"frame {i} is a {colours} JPEG of {found_width}x{found_height}; expected a YCbCr one"
-            f" of {width}x{height}"
-        )
-
-
-def _check_png(png: bytes, i: int, *, height: int, width: int) -> None:
-    """Refuse what is not a gray 8-bit PNG of width W and height 2H."""
-    start = _PNG_START.pack(_PNG_SIGNATURE, width, 2 * height, 8, 0)
-    if not png.startswith(start):
-        raise DatasetError(f"flow {i} is no gray 8-bit PNG of {width}x{2 * height}")
 
 
 # What a shard holds
@@ -546,7 +429,7 @@ class SampleInfo:
 
     def to_json(self) -> bytes:
         """As stored in the member."""
-        return json.dumps({"format": "i3d sample 1", **_plain(self)}).encode("ascii") + b"\n"
+        return json.dumps({"format": "i3d sample 1", **plain(self)}).encode("ascii") + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Self:
@@ -555,7 +438,7 @@ class SampleInfo:
         Raises:
             DatasetError: of another format, or a value that makes no sense.
         """
-        return _parsed("i3d sample 1", cls, data, where)
+        return parsed("i3d sample 1", cls, data, where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -605,7 +488,7 @@ class ShardIndex:
 
     def to_json(self) -> bytes:
         """As stored in the sidecar."""
-        return _sealed("i3d shard 1", self)
+        return sealed("i3d shard 1", self)
 
     @classmethod
     def from_json(cls, data: bytes, manifest: Manifest, shard: int, where: str) -> Self:
@@ -614,7 +497,7 @@ class ShardIndex:
         Raises:
             DatasetError: damaged, of another manifest or shard, or not what was planned.
         """
-        index = _unsealed("i3d shard 1", cls, data, where)
+        index = unsealed("i3d shard 1", cls, data, where)
         if index.manifest != manifest.seal:
             raise DatasetError(
                 f"{where} belongs to another manifest ({index.manifest[:12]}..., not"
@@ -814,9 +697,9 @@ class ShardWriter:
             flow=None if flow is None else flow[0],
         )
         for i, jpeg in enumerate(_read_pictures(rgb)):
-            _check_jpeg(jpeg, i, height=height, width=width)
+            check_jpeg(jpeg, i, height=height, width=width)
         for i, png in enumerate(_read_pictures(flow) if flow is not None else ()):
-            _check_png(png, i, height=height, width=width)
+            check_png(png, i, height=height, width=width)
         return info
 
     def _write_member(self, key: str, suffix: str, size: int, parts: Iterable[bytes]) -> Member:
@@ -1243,93 +1126,3 @@ def _check_size(folder: Location, index: ShardIndex) -> None:
         raise DatasetError(
             f"{location} has {size:,} bytes, but its sidecar says {index.tar_bytes:,}; {_REMEDY}"
         )
-
-
-# JSON: sealed on the way out, distrusted on the way in
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as dicts and tuples as lists, all the way down."""
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return dict(sorted(value.items())) if isinstance(value, Mapping) else value
-
-
-def _lines(value: Any, indent: str) -> str:
-    """JSON with one item of a list a line; objects in lists stay on theirs."""
-    if not isinstance(value, list) or not value:
-        return json.dumps(value, allow_nan=False)
-    items = ",\n".join(f"{indent} {_lines(item, indent + ' ')}" for item in value)
-    return f"[\n{items}\n{indent}]"
-
-
-def _sealed(kind: str, value: Any) -> bytes:
-    """A dataclass as JSON, one field a line, with the format first and the seal last."""
-    document = {"format": kind, **_plain(value)}
-    head = "".join(f" {json.dumps(name)}: {_lines(v, ' ')},\n" for name, v in document.items())
-    head = "{\n" + head
-    return (head + _SEAL.format(hashlib.sha256(head.encode()).hexdigest())).encode("ascii")
-
-
-def _split_seal(data: bytes) -> tuple[bytes, str]:
-    """What is sealed, and its SHA-256; the second is "" where the seal is not the right one."""
-    head, tail = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
-    digest = hashlib.sha256(head).hexdigest()
-    return head, digest if tail == _SEAL.format(digest).encode("ascii") else ""
-
-
-def _unsealed(kind: str, cls: type[_T], data: bytes, where: str) -> _T:
-    """Read what `_sealed` wrote."""
-    head, digest = _split_seal(data)
-    if not digest:
-        raise DatasetError(f"{where} is damaged or was edited: its seal does not match; {_REMEDY}")
-    return _parsed(kind, cls, head.removesuffix(b",\n") + b"}", where)
-
-
-def _parsed(kind: str, cls: type[_T], data: bytes, where: str) -> _T:
-    """A dataclass from a JSON object of this format with exactly its fields."""
-    try:
-        document = json.loads(data)
-        found = document.pop("format", None) if isinstance(document, dict) else None
-        if found != kind:
-            raise DatasetError(f"format {found!r:.50} is not {kind!r}; update i3d to read it")
-        return cast(_T, _build(cls, document, ""))
-    except (ValueError, RecursionError) as e:  # a DatasetError is a ValueError
-        raise DatasetError(f"{where}: {e}") from e
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
-def _build(hint: Any, value: Any, name: str) -> Any:
-    """A JSON value as what the type hint says; anything else is refused."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is UnionType:
-        if value is None and NoneType in args:
-            return None
-        hint = type(value) if type(value) in args else args[0]
-        return _build(hint, value, name)
-    if origin is tuple and type(value) is list and len(value) <= _MAX_ITEMS:
-        return tuple(_build(args[0], item, name) for item in value)
-    if origin is Mapping and type(value) is dict and len(value) <= _MAX_ITEMS:
-        return {key: _build(args[1], item, f"{name}.{key}") for key, item in value.items()}
-    if origin is Literal and value in args:
-        return value
-    expected = getattr(hint, "__name__", str(hint))
-    if isinstance(hint, type) and is_dataclass(hint):
-        hints = _hints(hint)
-        if type(value) is dict and value.keys() == hints.keys():
-            return hint(**{key: _build(h, value[key], key) for key, h in hints.items()})
-        expected = f"an object with {', '.join(hints)}"
-    elif type(value) is hint:
-        if hint is str and len(value) <= _MAX_TEXT:
-            return value
-        if hint is int and abs(value) < _MAX_INTEGER:
-            return value
-        if hint is bool or (hint is float and math.isfinite(value)):
-            return value
-    raise DatasetError(f"{name or 'the whole'} is {value!r:.50}; expected {expected}")

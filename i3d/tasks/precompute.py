@@ -26,18 +26,20 @@ import i3d
 from i3d import files
 from i3d.console import Bar, progress_bar
 from i3d.data.kinetics import Dataset, Layout, Video, read_dataset
-from i3d.data.shards import (
-    CLIPS_PER_SHARD,
+from i3d.data.pictures import (
     RGB_QUALITY,
-    Manifest,
-    PictureWriter,
-    PlannedSample,
     Stream,
-    complete_shards,
     encode_flow,
     encode_rgb,
     encoding_parameters,
     encoding_versions,
+)
+from i3d.data.shards import (
+    CLIPS_PER_SHARD,
+    Manifest,
+    PictureWriter,
+    PlannedSample,
+    complete_shards,
     finish_folder,
     plan_shards,
     write_manifest,

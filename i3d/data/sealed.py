@@ -1,0 +1,115 @@
+"""Dataclasses as JSON files: sealed on the way out, distrusted on the way in.
+
+A file is one JSON object: ``format`` first, then the dataclass's fields, then ``sha256``, the seal,
+which is the SHA-256 of every byte before its line. So any change is noticed, and coreutils check
+it: ``head -n -2 FILE | sha256sum``. Reading builds the dataclass by its type hints and refuses what
+does not fit; sizes are bounded.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from i3d.errors import DatasetError
+
+# Bounds for files that come from elsewhere, far above what is written.
+MAX_TEXT = 1 << 13  # characters
+_MAX_ITEMS = 1 << 24
+_MAX_INTEGER = 1 << 53
+
+SEAL = ' "sha256": "{}"\n}}\n'
+_SEAL_BYTES = len(SEAL.format("")) + 64
+
+_T = TypeVar("_T")
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, all the way down."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return dict(sorted(value.items())) if isinstance(value, Mapping) else value
+
+
+def _lines(value: Any, indent: str) -> str:
+    """JSON with one item of a list a line; objects in lists stay on theirs."""
+    if not isinstance(value, list) or not value:
+        return json.dumps(value, allow_nan=False)
+    items = ",\n".join(f"{indent} {_lines(item, indent + ' ')}" for item in value)
+    return f"[\n{items}\n{indent}]"
+
+
+def sealed(kind: str, value: Any) -> bytes:
+    """A dataclass as JSON, one field a line, with the format first and the seal last."""
+    document = {"format": kind, **plain(value)}
+    head = "".join(f" {json.dumps(name)}: {_lines(v, ' ')},\n" for name, v in document.items())
+    head = "{\n" + head
+    return (head + SEAL.format(hashlib.sha256(head.encode()).hexdigest())).encode("ascii")
+
+
+def split_seal(data: bytes) -> tuple[bytes, str]:
+    """What is sealed, and its SHA-256; the second is "" where the seal is not the right one."""
+    head, tail = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    digest = hashlib.sha256(head).hexdigest()
+    return head, digest if tail == SEAL.format(digest).encode("ascii") else ""
+
+
+def unsealed(kind: str, cls: type[_T], data: bytes, where: str) -> _T:
+    """Read what `sealed` wrote."""
+    head, digest = split_seal(data)
+    if not digest:
+        raise DatasetError(f"{where} is damaged or was edited: its seal does not match; restore it")
+    return parsed(kind, cls, head.removesuffix(b",\n") + b"}", where)
+
+
+def parsed(kind: str, cls: type[_T], data: bytes, where: str) -> _T:
+    """A dataclass from a JSON object of this format with exactly its fields."""
+    try:
+        document = json.loads(data)
+        found = document.pop("format", None) if isinstance(document, dict) else None
+        if found != kind:
+            raise DatasetError(f"format {found!r:.50} is not {kind!r}; update i3d to read it")
+        return cast(_T, _build(cls, document, ""))
+    except (ValueError, RecursionError) as e:  # a DatasetError is a ValueError
+        raise DatasetError(f"{where}: {e}") from e
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _build(hint: Any, value: Any, name: str) -> Any:
+    """A JSON value as what the type hint says; anything else is refused."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        if value is None and NoneType in args:
+            return None
+        hint = type(value) if type(value) in args else args[0]
+        return _build(hint, value, name)
+    if origin is tuple and type(value) is list and len(value) <= _MAX_ITEMS:
+        return tuple(_build(args[0], item, name) for item in value)
+    if origin is Mapping and type(value) is dict and len(value) <= _MAX_ITEMS:
+        return {key: _build(args[1], item, f"{name}.{key}") for key, item in value.items()}
+    if origin is Literal and value in args:
+        return value
+    expected = getattr(hint, "__name__", str(hint))
+    if isinstance(hint, type) and is_dataclass(hint):
+        hints = _hints(hint)
+        if type(value) is dict and value.keys() == hints.keys():
+            return hint(**{key: _build(h, value[key], key) for key, h in hints.items()})
+        expected = f"an object with {', '.join(hints)}"
+    elif type(value) is hint:
+        if hint is str and len(value) <= MAX_TEXT:
+            return value
+        if hint is int and abs(value) < _MAX_INTEGER:
+            return value
+        if hint is bool or (hint is float and math.isfinite(value)):
+            return value
+    raise DatasetError(f"{name or 'the whole'} is {value!r:.50}; expected {expected}")
