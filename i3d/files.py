@@ -9,11 +9,14 @@ Every call asks fsspec for the file system object of its process and thread.
 import os
 import re
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from i3d.errors import UsageError
 
 Location = str | os.PathLike[str]
 
@@ -26,9 +29,18 @@ _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{12}\.tmp(?P<suffix>\.[^.]+)?"
 # hdfs-native cannot be used in a process forked from one that has used it: reads wait forever, even
 # with a new client, and so does dropping the parent's client, as fsspec does at the fork. So what
 # was opened is kept, and its use in the child is an error.
-_NOT_AFTER_FORK = frozenset(["hdfs", "viewfs"])
+_HDFS = frozenset(["hdfs", "viewfs"])
+_NOT_AFTER_FORK = _HDFS
 _users: dict[str, int] = {}  # protocol -> the first process that used it, a parent perhaps
 _opened: dict[int, Any] = {}
+
+# hdfs-native and s3fs are patient with a server that does not answer: half a minute to minutes, or
+# forever if it accepts the connection. In a job's tenth hour that is right; a mistyped address is
+# to be told at once. So each process makes one call with a time limit before all others.
+ANSWER_SECONDS = 10
+_MUST_ANSWER = _HDFS | {"s3", "s3a"}
+_IMPATIENT = {"dfs.client.failover.max.attempts": "2"}
+_answered: set[tuple[int, str]] = set()  # (process, server)
 
 
 def is_url(location: Location) -> bool:
@@ -49,20 +61,82 @@ def filesystem(url: Location) -> tuple[Any, str]:
 
     Raises:
         RuntimeError: HDFS in a process that was forked from one that has used it.
+        UsageError: no such protocol, or its package is not installed.
+        OSError: the server does not answer, or gives an error.
     """
     import fsspec
 
     text = os.fspath(url)
-    protocol = text.partition("://")[0]
+    protocol, _, rest = text.partition("://")
     if protocol in _NOT_AFTER_FORK and _users.setdefault(protocol, os.getpid()) != os.getpid():
         raise RuntimeError(
             f"{text}: {protocol} was used before this process was forked, and would hang;"
             " start worker processes with 'spawn' or 'forkserver'"
         )
-    fs, name = fsspec.core.url_to_fs(text)
+    if protocol in _HDFS and (odd := re.search("[?#;]", rest)):
+        # hdfs-native drops the rest of the name, and so would read or replace another file.
+        raise OSError(f"{text}: a name with {odd[0]!r} cannot be used on HDFS; rename it")
+    try:
+        fs, name = fsspec.core.url_to_fs(text)
+    except ImportError as error:
+        extra = {"s3a": "s3", "viewfs": "hdfs"}.get(protocol, protocol)
+        remedy = f"; pip install 'i3d[{extra}]'" if extra in ("s3", "hdfs") else ""
+        raise UsageError(f"{text}: {error}{remedy}") from error
+    except ValueError as error:
+        raise UsageError(f"{text}: {error}") from error
+    except RuntimeError as error:  # hdfs-native's, of an address without a port or configuration
+        raise OSError(f"{text}: {_first_line(error)}") from error
     if protocol in _NOT_AFTER_FORK:
         _opened[id(fs)] = fs
+    if protocol in _MUST_ANSWER:
+        _await_answer(fs, name, f"{protocol}://{rest.partition('/')[0]}")
     return fs, name
+
+
+def _await_answer(fs: Any, name: str, server: str) -> None:
+    """Refuse a server that does not answer this process's first call in time."""
+    if (os.getpid(), server) in _answered:
+        return
+    if fs.protocol in _HDFS:
+        fs = type(fs)(fs.host, fs.port, skip_instance_cache=True, **_IMPATIENT)
+    outcome: list[Exception | None] = []
+
+    def call() -> None:
+        try:
+            fs.exists(name)
+            outcome.append(None)
+        except (FileNotFoundError, PermissionError):
+            outcome.append(None)
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)  # it may never return
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if not outcome:
+        raise OSError(f"{server} does not answer within {ANSWER_SECONDS} s; check host and port")
+    if outcome[0] is not None:
+        reason = _first_line(outcome[0])
+        raise OSError(f"{server} does not answer: {reason}") from outcome[0]
+    _answered.add((os.getpid(), server))
+
+
+@contextmanager
+def _plain_errors(doing: str = "") -> Iterator[None]:
+    """Turns what remote file systems raise into an OSError of one line.
+
+    Some have errors of their own, and HDFS sends the server's Java stack along.
+    """
+    try:
+        yield
+    except Exception as error:
+        builtin = (c for c in type(error).__mro__ if c.__module__ == "builtins")
+        kind = next((c for c in builtin if issubclass(c, OSError)), OSError)
+        raise kind(doing + _first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _fresh(url: Location) -> tuple[Any, str]:
@@ -83,7 +157,8 @@ def exists(location: Location) -> bool:
     if path is not None:
         return path.exists()
     fs, name = _fresh(location)
-    return bool(fs.exists(name))
+    with _plain_errors():
+        return bool(fs.exists(name))
 
 
 def is_dir(location: Location) -> bool:
@@ -92,7 +167,8 @@ def is_dir(location: Location) -> bool:
     if path is not None:
         return path.is_dir()
     fs, name = filesystem(location)
-    return bool(fs.isdir(name))
+    with _plain_errors():
+        return bool(fs.isdir(name))
 
 
 def size(location: Location) -> int:
@@ -101,7 +177,8 @@ def size(location: Location) -> int:
     if path is not None:
         return path.stat().st_size
     fs, name = _fresh(location)
-    return int(fs.size(name))
+    with _plain_errors():
+        return int(fs.size(name))
 
 
 def names_in(folder: Location) -> list[str]:
@@ -110,7 +187,8 @@ def names_in(folder: Location) -> list[str]:
     if path is not None:
         return sorted(p.name for p in path.iterdir())
     fs, name = _fresh(folder)
-    return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(name, detail=False))
+    with _plain_errors():
+        return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(name, detail=False))
 
 
 def open_read(location: Location) -> IO[bytes]:
@@ -119,7 +197,8 @@ def open_read(location: Location) -> IO[bytes]:
     if path is not None:
         return path.open("rb")
     fs, name = filesystem(location)
-    return fs.open(name, "rb")
+    with _plain_errors():
+        return fs.open(name, "rb")
 
 
 def read_range(location: Location, start: int, length: int) -> bytes:
@@ -132,7 +211,8 @@ def read_range(location: Location, start: int, length: int) -> bytes:
             f.seek(start)
             return f.read(length)
     fs, name = filesystem(location)
-    return bytes(fs.cat_file(name, start=start, end=start + length))
+    with _plain_errors():
+        return bytes(fs.cat_file(name, start=start, end=start + length))
 
 
 def remove(location: Location) -> None:
@@ -142,7 +222,7 @@ def remove(location: Location) -> None:
         path.unlink(missing_ok=True)
         return
     fs, name = _fresh(location)
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError), _plain_errors(f"cannot remove {location}: "):
         fs.rm_file(name)
 
 
@@ -252,6 +332,11 @@ def _flush(path: Path) -> None:
 
 def _upload(local: Path, url: Location, *, replace: bool) -> None:
     fs, name = filesystem(url)
+    with _plain_errors(f"cannot write {os.fspath(url)}: "):
+        _put(local, fs, name, replace=replace)
+
+
+def _put(local: Path, fs: Any, name: str, *, replace: bool) -> None:
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if not protocols.isdisjoint(OBJECT_STORES):
         if replace:
@@ -264,13 +349,17 @@ def _upload(local: Path, url: Location, *, replace: bool) -> None:
     fs.makedirs(folder, exist_ok=True)
     try:
         fs.put_file(str(local), temporary)
+        if replace and not protocols.isdisjoint(_HDFS):
+            fs.mv(temporary, name, overwrite=True)  # in one step: two processes may do it at once
+            return
         try:
-            fs.mv(temporary, name)  # HDFS refuses to replace
+            fs.mv(temporary, name)
         except FileExistsError:
             if not replace:
                 raise
             fs.rm_file(name)
             fs.mv(temporary, name)
-    finally:
-        with suppress(FileNotFoundError):
+    except BaseException:
+        with suppress(Exception):  # the first error says what happened
             fs.rm_file(temporary)
+        raise
