@@ -791,7 +791,7 @@ def finish_folder(folder: Location, manifest: Manifest) -> bool:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["video", "reason"])
-    writer.writerows((f.key, f.reason) for f in sorted(_failures(folder, manifest, shards)))
+    writer.writerows((f.key, f.reason) for f in sorted(shard_failures(folder, manifest, shards)))
     data = text.getvalue().encode(errors="backslashreplace")
     files.write(files.join(folder, FAILURES_FILE), data)
     mine = {"manifest", *(f"shard-{i:05d}" for i in shards)}
@@ -906,7 +906,7 @@ class ShardDataset:
         missing = sorted(set(range(len(self.manifest.shards))) - set(self.shards))
         return sorted(
             [
-                *_failures(self.folder, self.manifest, self.shards),
+                *shard_failures(self.folder, self.manifest, self.shards),
                 *(Failure(s.key, _NOT_MADE) for i in missing for s in self.manifest.shards[i]),
             ]
         )
@@ -1111,11 +1111,15 @@ def _read_index(folder: Location, manifest: Manifest, shard: int) -> ShardIndex:
     return ShardIndex.from_json(_read_small(location), manifest, shard, location)
 
 
-def _failures(folder: Location, manifest: Manifest, shards: Iterable[int]) -> list[Failure]:
-    """Of several shards, from their sidecars."""
+def shard_failures(folder: Location, manifest: Manifest, shards: Iterable[int]) -> list[Failure]:
+    """The videos of complete shards that could not be encoded, by key; reads the sidecars.
+
+    Raises:
+        DatasetError: a sidecar is missing, damaged or of another manifest.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
         indexes = pool.map(lambda shard: _read_index(folder, manifest, shard), shards)
-        return [failure for index in indexes for failure in index.failures]
+        return sorted(failure for index in indexes for failure in index.failures)
 
 
 def _check_size(folder: Location, index: ShardIndex) -> None:

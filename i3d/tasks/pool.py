@@ -9,6 +9,7 @@ everything is killed.
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import tempfile
 import threading
@@ -94,6 +95,9 @@ class WorkerPool(Generic[Task]):
         workers: int,
         environment: dict[str, str] | None = None,
     ) -> None:
+        # Every outcome that waits for its turn holds files; the usual limit is for other programs.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._work = work
         self._environment = environment or {}
         # spawn: forked children inherit locks and threads of fsspec, numba and OpenCV

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from i3d.data.shards import (
     complete_shards,
     finish_folder,
     plan_shards,
+    shard_failures,
     write_manifest,
     write_shard,
 )
@@ -249,7 +251,8 @@ class Precomputed:
         found: videos of the plan.
         missing: videos that the annotations name and that have no file.
         encoded: videos that this process encoded in this run.
-        failed: (video, reason) of the videos that this process could not encode in this run.
+        failed: (video, reason) of this process's videos that could not be encoded, in this run or
+            before.
         lost: (shard, reason) of the shards that were given up.
         shards: shards of the plan.
         already: of this process's shards, those that were there before.
@@ -346,7 +349,7 @@ def precompute(
     workers = default_workers(world) if workers is None else workers
     if workers < 1:
         raise UsageError(f"workers {workers}: there must be at least 1")
-    dataset = _read(videos, classes, annotations, layout, split, trim)
+    dataset = _read(videos, classes, annotations, layout, split, trim, progress=progress)
     manifest = plan(dataset, videos, settings)
     write_manifest(output, manifest)
     mine = manifest.shards_of(rank=world.rank, world_size=world.size)
@@ -359,13 +362,15 @@ def precompute(
         workers = min(workers, total)
         with progress_bar(title if progress else None, total=total, unit="videos") as bar:
             job.run(todo, workers, bar)
-    complete = not job.lost and finish_folder(output, manifest)
+    lost = {shard for shard, _ in job.lost}
+    failed = shard_failures(output, manifest, [shard for shard in mine if shard not in lost])
+    complete = not lost and finish_folder(output, manifest)
     return Precomputed(
         output=os.fspath(output),
         found=manifest.found,
         missing=len(dataset.missing),
         encoded=job.encoded,
-        failed=tuple(job.failed),
+        failed=tuple((failure.key, failure.reason) for failure in failed),
         lost=tuple(job.lost),
         shards=len(manifest.shards),
         already=len(there),
@@ -384,7 +389,10 @@ def _read(
     layout: Layout | None,
     split: str | None,
     trim: bool,
+    *,
+    progress: bool,
 ) -> Dataset:
+    """Read the dataset, and say what was understood."""
     dataset = read_dataset(
         videos,
         classes=classes,
@@ -395,9 +403,13 @@ def _read(
         # A folder of videos without any labels is a dataset for features, where it is asked for.
         labels="optional" if layout == "flat" else "required",
     )
-    click.echo(dataset.description, err=True)
+    if progress:
+        click.echo(dataset.description, err=True)
     for warning in dataset.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        if progress:
+            click.echo(f"warning: {warning}", err=True)
+        else:
+            warnings.warn(warning, stacklevel=3)
     return dataset
 
 
@@ -415,7 +427,6 @@ class _Job:
         self.manifest, self.videos, self.output = manifest, videos, output
         self.settings, self.device = settings, device
         self.encoded = self.frames = self.bytes = 0
-        self.failed: list[tuple[str, str]] = []
         self.lost: list[tuple[int, str]] = []
         self._done = 0
 
@@ -441,7 +452,7 @@ class _Job:
     def _make(self, shard: int, outcomes: Iterator[Outcome]) -> Iterator[None]:
         """Write one shard, yielding after every video; give it up if a worker dies over it."""
         samples = self.manifest.shards[shard]
-        before = self.encoded, self.frames, self.bytes, len(self.failed)
+        before = self.encoded, self.frames, self.bytes
         taken = 0
         try:
             with write_shard(self.output, self.manifest, shard) as writer:
@@ -458,8 +469,7 @@ class _Job:
                 "nothing half-written is left: mend that and run again"
             ) from error
         except _ShardLostError as error:
-            self.encoded, self.frames, self.bytes = before[:3]
-            del self.failed[before[3] :]
+            self.encoded, self.frames, self.bytes = before
             self.lost.append((shard, str(error)))
             click.echo(f"shard {shard} is given up: {error}; run again to make it", err=True)
             for _ in samples[taken:]:  # begun already, or cheaper done than undone
@@ -482,7 +492,6 @@ class _Job:
         try:
             if video.error is not None:
                 writer.fail(sample.key, portable(video.error))
-                self.failed.append((sample.key, portable(video.error)))
                 return
             rgb, flow = outcome.files
             damage = None if video.damage is None else portable(video.damage)
@@ -619,7 +628,7 @@ def dry_run(
     """
     check_device(device)
     workers = default_workers(World()) if workers is None else workers
-    dataset = _read(videos, classes, annotations, layout, split, trim)
+    dataset = _read(videos, classes, annotations, layout, split, trim, progress=progress)
     manifest = plan(dataset, videos, settings)
     by_key = {video.key: video for video in dataset.videos}
     unreadable = _unreadable(dataset, "headers" if progress else None)
