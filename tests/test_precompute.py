@@ -323,7 +323,14 @@ def test_interrupts_end_cleanly(videos, tmp_path, how):
     for i in range(4):
         write_video(slow / "archery" / f"{i}.mp4", noise_images(200, 340, 256))
     arguments = [a for a in command(slow, output) if a not in ("--short-side", "48")]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        arguments,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # whoever runs the tests in the background has SIGINT ignored, which is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for _ in range(300):
         if list(output.glob(".shard*")):
             break

@@ -111,9 +111,13 @@ class WorkerPool(Generic[Task]):
         )
         saved = {name: os.environ.get(name) for name in self._environment}
         os.environ.update(self._environment)  # numba and OpenMP read them when they are imported
+        # Ctrl-C reaches the whole process group, and the parent ends the workers: they inherit
+        # that it is blocked, from before their first line of Python.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for name, value in saved.items():
                 if value is None:
                     os.environ.pop(name, None)
@@ -213,7 +217,6 @@ def _read_outcome(channel: Connection) -> Outcome:
 def _serve(channel: Connection, work: Callable[[Any], Result], environment: dict[str, str]) -> None:
     """What a worker process does: tasks in, outcomes out, until the parent is gone."""
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends us
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:
