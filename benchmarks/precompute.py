@@ -15,7 +15,6 @@ import json
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -131,7 +130,7 @@ def main():
     )
     first = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True)
     result = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", "benchmarks/precompute.py", *(r["video"] for r in rows)]),
         "cpu": cpu,
         "versions": {
             "ffmpeg": first.stdout.split()[2],
