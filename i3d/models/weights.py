@@ -195,7 +195,7 @@ def resolve(name_or_path: files.Location, *, progress: bool = False) -> files.Lo
     near = difflib.get_close_matches(text, CHECKPOINTS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near and looks_like_a_name else ""
     raise UsageError(
-        f"{text}: no such checkpoint or file; {hint}The names are {', '.join(CHECKPOINTS)}"
+        f"{text}: no such checkpoint or file; {hint}the names are {', '.join(CHECKPOINTS)}"
     )
 
 
