@@ -135,13 +135,10 @@ def convert(
 
     OUTPUT ends in .safetensors, or in .npz for the Chainer program's layout.
     """
+    from i3d.console import show
     from i3d.tasks.convert import convert as run
 
-    result = run(checkpoint, output, bn_eps=bn_eps, classes=classes)
-    if as_json:
-        _print_json(result.as_dict())
-    else:
-        click.echo(str(result))
+    show(run(checkpoint, output, bn_eps=bn_eps, classes=classes), as_json=as_json)
 
 
 @cli.group()

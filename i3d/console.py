@@ -3,13 +3,27 @@
 On a terminal it is a bar with rate and time left; elsewhere a plain line every ten seconds.
 """
 
+import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 LOG_SECONDS = 10.0
+
+
+class Outcome(Protocol):
+    """The result of a task: text for a person, a dict for a machine."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, as JSON values."""
+
+
+def show(outcome: Outcome, *, as_json: bool) -> None:
+    """Print a result on standard output, as text or as JSON and nothing else."""
+    text = json.dumps(outcome.as_dict(), indent=2, ensure_ascii=False) if as_json else str(outcome)
+    sys.stdout.write(text + "\n")
 
 
 class Bar(Protocol):

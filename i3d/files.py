@@ -6,6 +6,7 @@ Local files are opened directly; everything with a ``scheme://`` goes through fs
 Every call asks fsspec for the file system object of its process and thread.
 """
 
+import io
 import os
 import re
 import tempfile
@@ -198,7 +199,49 @@ def open_read(location: Location) -> IO[bytes]:
         return path.open("rb")
     fs, name = filesystem(location)
     with _plain_errors():
-        return fs.open(name, "rb")
+        file = fs.open(name, "rb")
+    return file if fs.protocol not in _HDFS else _HdfsFile(file)
+
+
+class _HdfsFile(io.RawIOBase):
+    """What hdfs-native opened, with a ``seek`` as Python's: says where it is, may pass the end."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._size = len(file)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"cannot seek to {start + offset}")
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(self._size - self._position, 0)
+        length = left if size is None or size < 0 else min(size, left)
+        with _plain_errors():
+            data = bytes(self._file.read_range(self._position, length)) if length else b""
+        self._position += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def read_range(location: Location, start: int, length: int) -> bytes:

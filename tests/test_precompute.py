@@ -1,6 +1,7 @@
 """From a folder of videos to shards: the same bytes however the work is cut, killed and resumed."""
 
 import csv
+import dataclasses
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from i3d.distributed import World
 from i3d.errors import DatasetError, I3DError, UsageError
 from i3d.tasks import precompute as task
 from i3d.tasks.pool import Result
-from i3d.tasks.precompute import Settings, encode_video, precompute
+from i3d.tasks.precompute import Settings, VideoSet, encode_video, precompute
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "i3d"
 SMALL = Settings(short_side=48, clips_per_shard=3)
@@ -46,8 +47,12 @@ def videos(tmp_path_factory) -> Path:
 
 
 def run_precompute(videos, output, **options):
-    arguments = {"settings": SMALL, "classes": "kinetics400", "workers": 2} | options
-    return precompute(videos, output, **arguments)
+    """``options`` of `VideoSet` and `precompute`, over the defaults of these tests."""
+    of_set = {f.name for f in dataclasses.fields(VideoSet)}
+    dataset = {"classes": "kinetics400"} | {k: v for k, v in options.items() if k in of_set}
+    job = {"settings": SMALL, "workers": 2}
+    job |= {k: v for k, v in options.items() if k not in of_set}
+    return precompute(VideoSet(videos, **dataset), output, **job)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +267,7 @@ def test_class_names_that_could_be_of_either_list_are_refused(videos, tmp_path):
 )
 def test_settings_without_a_meaning(videos, tmp_path, options, words):
     with pytest.raises(UsageError, match=words):
-        precompute(videos, tmp_path / "out", settings=Settings(**options), classes="kinetics400")
+        run_precompute(videos, tmp_path / "out", settings=Settings(**options))
 
 
 def dies_over_one_video(video) -> Result:

@@ -9,15 +9,13 @@ names when they are whole; what is there is not made again. No process waits for
 """
 
 import errno
-import json
 import os
 import signal
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,7 +23,7 @@ import click
 
 import i3d
 from i3d import files
-from i3d.console import Bar, progress_bar
+from i3d.console import Bar, progress_bar, show
 from i3d.data.kinetics import Dataset, Layout, Video, read_dataset
 from i3d.data.pictures import (
     RGB_QUALITY,
@@ -60,8 +58,52 @@ WORKER_ENVIRONMENT = {
     "NUMBA_NUM_THREADS": "1",
 }
 AHEAD = 3  # videos begun per worker beyond the one that is written next
-WARM_UP_SECONDS = 0.2
-SAMPLE_VIDEOS = 3  # that a dry run encodes to estimate time and disk
+
+
+@dataclass(frozen=True)
+class VideoSet:
+    """Which videos, and what they are: the arguments of :func:`i3d.data.kinetics.read_dataset`.
+
+    Attributes:
+        location: folder, list file or CSV; path or URL.
+        classes: ``kinetics400``, ``kinetics600``, ``folders`` or a file of names.
+        annotations: CSV of a flat folder of videos.
+        layout: how the dataset lies on disk, where it is not to be found out.
+        split: of a dataset that has several.
+        trim: cut untrimmed videos by the CSV's times.
+    """
+
+    location: files.Location
+    classes: str | None = None
+    annotations: files.Location | None = None
+    layout: Layout | None = None
+    split: str | None = None
+    trim: bool = False
+
+    def read(self, *, progress: bool) -> Dataset:
+        """Read the dataset and, with progress, say what was understood.
+
+        Raises:
+            DatasetError: it cannot be understood.
+        """
+        dataset = read_dataset(
+            self.location,
+            classes=self.classes,
+            annotations=self.annotations,
+            layout=self.layout,
+            split=self.split,
+            trim=self.trim,
+            # Videos without any labels are a dataset for features, where it is asked for.
+            labels="optional" if self.layout == "flat" else "required",
+        )
+        if progress:
+            click.echo(dataset.description, err=True)
+        for warning in dataset.warnings:
+            if progress:
+                click.echo(f"warning: {warning}", err=True)
+            else:
+                warnings.warn(warning, stacklevel=3)
+        return dataset
 
 
 @dataclass(frozen=True)
@@ -110,6 +152,11 @@ class VideoTask:
     end_seconds: float | None
     settings: Settings
     device: str
+
+
+def video_task(sample: PlannedSample, location: str, settings: Settings, device: str) -> VideoTask:
+    """The task of a planned sample whose file is at ``location``."""
+    return VideoTask(location, sample.start_seconds, sample.end_seconds, settings, device)
 
 
 @dataclass(frozen=True)
@@ -308,15 +355,10 @@ class _ShardLostError(Exception):
 
 
 def precompute(
-    videos: files.Location,
+    videos: VideoSet,
     output: files.Location,
     *,
     settings: Settings = Settings(),
-    classes: str | None = None,
-    annotations: files.Location | None = None,
-    layout: Layout | None = None,
-    split: str | None = None,
-    trim: bool = False,
     workers: int | None = None,
     device: str = "cpu",
     world: World | None = None,
@@ -325,14 +367,9 @@ def precompute(
     """Turn a dataset of videos into shards; what is there already is not made again.
 
     Args:
-        videos: folder, list file or CSV, see :func:`i3d.data.kinetics.read_dataset`; path or URL.
+        videos: which videos, and their labels.
         output: folder of the shards; path or URL.
         settings: what changes the bytes.
-        classes: ``kinetics400``, ``kinetics600``, ``folders`` or a file of names.
-        annotations: CSV of a flat folder of videos.
-        layout: how the dataset lies on disk, where it is not to be found out.
-        split: of a dataset that has several.
-        trim: cut untrimmed videos by the CSV's times.
         workers: processes; default: this process's share of the cores.
         device: ``"cpu"`` or ``"cuda"``, of the flow.
         world: which shards are this process's; default: from the launcher's environment.
@@ -349,8 +386,8 @@ def precompute(
     workers = default_workers(world) if workers is None else workers
     if workers < 1:
         raise UsageError(f"workers {workers}: there must be at least 1")
-    dataset = _read(videos, classes, annotations, layout, split, trim, progress=progress)
-    manifest = plan(dataset, videos, settings)
+    dataset = videos.read(progress=progress)
+    manifest = plan(dataset, videos.location, settings)
     write_manifest(output, manifest)
     mine = manifest.shards_of(rank=world.rank, world_size=world.size)
     there = set(complete_shards(output, manifest, shards=mine))
@@ -382,37 +419,6 @@ def precompute(
     )
 
 
-def _read(
-    videos: files.Location,
-    classes: str | None,
-    annotations: files.Location | None,
-    layout: Layout | None,
-    split: str | None,
-    trim: bool,
-    *,
-    progress: bool,
-) -> Dataset:
-    """Read the dataset, and say what was understood."""
-    dataset = read_dataset(
-        videos,
-        classes=classes,
-        annotations=annotations,
-        layout=layout,
-        split=split,
-        trim=trim,
-        # A folder of videos without any labels is a dataset for features, where it is asked for.
-        labels="optional" if layout == "flat" else "required",
-    )
-    if progress:
-        click.echo(dataset.description, err=True)
-    for warning in dataset.warnings:
-        if progress:
-            click.echo(f"warning: {warning}", err=True)
-        else:
-            warnings.warn(warning, stacklevel=3)
-    return dataset
-
-
 class _Job:
     """This process's shards, one after another, from videos that the workers encode ahead."""
 
@@ -432,7 +438,10 @@ class _Job:
 
     def run(self, shards: list[int], workers: int, bar: Bar) -> None:
         """Make the shards."""
-        tasks = (self._task(sample) for i in shards for sample in self.manifest.shards[i])
+        samples = (sample for i in shards for sample in self.manifest.shards[i])
+        tasks = (
+            video_task(s, self.videos[s.key].location, self.settings, self.device) for s in samples
+        )
         start = time.monotonic()
         with (
             _terminated_cleanly(),
@@ -443,11 +452,6 @@ class _Job:
                 for _ in self._make(shard, (outcome for _, outcome in outcomes)):
                     rate = self.frames / (time.monotonic() - start)
                     bar.update(self._done, note=f"{rate:.0f} frames/s")
-
-    def _task(self, sample: PlannedSample) -> VideoTask:
-        location = self.videos[sample.key].location
-        times = sample.start_seconds, sample.end_seconds
-        return VideoTask(location, *times, settings=self.settings, device=self.device)
 
     def _make(self, shard: int, outcomes: Iterator[Outcome]) -> Iterator[None]:
         """Write one shard, yielding after every video; give it up if a worker dies over it."""
@@ -483,7 +487,7 @@ class _Job:
         if isinstance(outcome, Died):
             raise _ShardLostError(f"{location}: {outcome}")
         if isinstance(outcome, Failed):
-            raise _judged(outcome, location)
+            raise judged(outcome, location)
         video: EncodedVideo = outcome.value
 
         def portable(text: str) -> str:
@@ -509,7 +513,7 @@ class _Job:
             outcome.close()
 
 
-def _judged(outcome: Failed, location: str) -> Exception:
+def judged(outcome: Failed, location: str) -> Exception:
     """What ends the job: an error that is not the video's."""
     error = outcome.error
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -548,180 +552,32 @@ def default_workers(world: World) -> int:
     return max(1, cores // world.local_size)
 
 
-# --- the plan without the work --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What `precompute` would do.
-
-    Attributes:
-        found: videos of the plan.
-        classes: (name, videos) of every class that has any, the largest first; empty if unlabelled.
-        missing: (video, reason) of the annotated videos that have no file.
-        unreadable: (video, reason) of the videos whose header cannot be read.
-        shards: shards of the plan.
-        sampled: videos that were encoded to estimate the rest.
-        bytes: estimate of the shards' size.
-        core_seconds: estimate of the time on one core.
-        workers: what the time left would be divided by.
-    """
-
-    found: int
-    classes: tuple[tuple[str, int], ...]
-    missing: tuple[tuple[str, str], ...]
-    unreadable: tuple[tuple[str, str], ...]
-    shards: int
-    sampled: int
-    bytes: int
-    core_seconds: float
-    workers: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields, as JSON values."""
-        reasons = ("missing", "unreadable")
-        return {
-            **asdict(self),
-            "classes": dict(self.classes),
-            **{
-                name: [{"video": video, "reason": reason} for video, reason in getattr(self, name)]
-                for name in reasons
-            },
-        }
-
-    def __str__(self) -> str:
-        hours = self.core_seconds / self.workers / 3600
-        lines = [
-            f"{self.found} videos in {self.shards} shards; {len(self.missing)} annotated ones have "
-            f"no file, {len(self.unreadable)} cannot be read"
-        ]
-        lines += [f"  missing: {video}: {reason}" for video, reason in self.missing[:5]]
-        lines += [f"  unreadable: {video}: {reason}" for video, reason in self.unreadable[:5]]
-        if self.classes:
-            lines.append(f"{len(self.classes)} classes:")
-            lines += [f"  {count:6} {name}" for name, count in self.classes]
-        if self.sampled:
-            lines.append(
-                f"estimate from {self.sampled} videos: {self.bytes / 1e9:.2f} GB, "
-                f"{self.core_seconds / 3600:.2f} hours on one core, "
-                f"{hours:.2f} on {self.workers} workers"
-            )
-        return "\n".join(lines)
-
-
-def dry_run(
-    videos: files.Location,
-    *,
-    settings: Settings = Settings(),
-    classes: str | None = None,
-    annotations: files.Location | None = None,
-    layout: Layout | None = None,
-    split: str | None = None,
-    trim: bool = False,
-    workers: int | None = None,
-    device: str = "cpu",
-    progress: bool = False,
-) -> DryRun:
-    """Say what `precompute` would do, from every video's header and a sample encoded in full.
-
-    Arguments and errors are those of :func:`precompute`. Nothing is written.
-    """
-    check_device(device)
-    workers = default_workers(World()) if workers is None else workers
-    dataset = _read(videos, classes, annotations, layout, split, trim, progress=progress)
-    manifest = plan(dataset, videos, settings)
-    by_key = {video.key: video for video in dataset.videos}
-    unreadable = _unreadable(dataset, "headers" if progress else None)
-    bad = {key for key, _ in unreadable}
-    # The plan's order is a shuffle, so its first videos are a sample.
-    sample = [s for s in manifest.samples() if s.key not in bad][:SAMPLE_VIDEOS]
-    sizes, seconds, encoded = 0, 0.0, 0
-    job = _Job(manifest, by_key, "", settings, device)
-    if sample:
-        with (
-            progress_bar("sample" if progress else None, total=len(sample), unit="videos") as bar,
-            WorkerPool(encode_video, workers=1, environment=WORKER_ENVIRONMENT) as pool,
-        ):
-            # The first task also pays for imports and compilation, so it is not counted.
-            tasks = [job._task(s) for s in sample]
-            warm_up = replace(tasks[0], settings=replace(settings, max_seconds=WARM_UP_SECONDS))
-            start = 0.0
-            for i, (task, outcome) in enumerate(pool.map([warm_up, *tasks], ahead=1)):
-                if isinstance(outcome, Failed):
-                    raise _judged(outcome, task.location)
-                if i == 0:
-                    start = time.monotonic()
-                bar.update(i)
-                if isinstance(outcome, Result):
-                    if i > 0:
-                        encoded += outcome.value.error is None
-                        sizes += sum(os.fstat(file.fileno()).st_size for file in outcome.files)
-                    outcome.close()
-            seconds = time.monotonic() - start
-    readable = manifest.found - len(unreadable)
-    scale = readable / encoded if encoded else 0.0
-    names = Counter(v.class_name for v in dataset.videos if v.class_name is not None)
-    return DryRun(
-        found=manifest.found,
-        classes=tuple(sorted(names.items(), key=lambda item: (-item[1], item[0]))),
-        missing=dataset.missing,
-        unreadable=tuple(unreadable),
-        shards=len(manifest.shards),
-        sampled=encoded,
-        bytes=round(sizes * scale),
-        core_seconds=seconds * scale,
-        workers=workers,
-    )
-
-
-def _unreadable(dataset: Dataset, title: str | None) -> list[tuple[str, str]]:
-    """(key, reason) of the videos whose header cannot be read."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from i3d.video import probe_video
-
-    def reason(video: Video) -> str | None:
-        try:
-            probe_video(video.location)
-        except VideoError as error:
-            return str(error)
-        return None
-
-    found = []
-    with (
-        progress_bar(title, total=len(dataset.videos), unit="videos") as bar,
-        ThreadPoolExecutor(4 * default_workers(World())) as pool,
-    ):
-        for i, (video, why) in enumerate(
-            zip(dataset.videos, pool.map(reason, dataset.videos), strict=True), 1
-        ):
-            bar.update(i)
-            if why is not None:
-                found.append((video.key, why))
-    return found
-
-
 def run(
-    videos: str,
+    location: str,
     output: str | None,
     *,
     settings: Settings,
+    workers: int | None,
+    device: str,
     estimate: bool,
     strict: bool,
     as_json: bool,
-    **options: Any,
+    **dataset: Any,
 ) -> int:
     """``i3d precompute``: the exit code, 1 if shards were lost or, with strict, videos failed."""
+    videos = VideoSet(location, **dataset)
     if estimate:
-        result: DryRun | Precomputed = dry_run(videos, settings=settings, progress=True, **options)
-        code = 0
-    elif output is None:
+        from i3d.tasks.dry_run import dry_run
+
+        estimated = dry_run(
+            videos, settings=settings, workers=workers, device=device, progress=True
+        )
+        show(estimated, as_json=as_json)
+        return 0
+    if output is None:
         raise UsageError("no output folder; name one, or pass --dry-run for the plan alone")
-    else:
-        result = precompute(videos, output, settings=settings, progress=True, **options)
-        code = 1 if result.lost or (strict and result.failed) else 0
-    if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
-    else:
-        click.echo(str(result))
-    return code
+    result = precompute(
+        videos, output, settings=settings, workers=workers, device=device, progress=True
+    )
+    show(result, as_json=as_json)
+    return 1 if result.lost or (strict and result.failed) else 0
