@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow test-storage lint format clean
 
 # The environment: exact versions from constraints.txt. torch comes first, so that the CPU build
 # that is pinned there satisfies everything that asks for a torch later.
@@ -20,6 +20,10 @@ test: lint
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow
+
+# Storage servers that cannot be started fail here instead of skipping.
+test-storage: .venv/ready
+	I3D_REQUIRE_STORAGE=hdfs,moto $(BIN)/python -m pytest -m "storage or slow" tests/storage
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from i3d.errors import UsageError
 
@@ -200,7 +200,7 @@ def open_read(location: Location) -> IO[bytes]:
     fs, name = filesystem(location)
     with _plain_errors():
         file = fs.open(name, "rb")
-    return file if fs.protocol not in _HDFS else _HdfsFile(file)
+    return cast(IO[bytes], _HdfsFile(file) if fs.protocol in _HDFS else file)
 
 
 class _HdfsFile(io.RawIOBase):
@@ -384,8 +384,14 @@ def _put(local: Path, fs: Any, name: str, *, replace: bool) -> None:
     if not protocols.isdisjoint(OBJECT_STORES):
         if replace:
             fs.put_file(str(local), name)
-        else:
+            return
+        try:
             fs.pipe_file(name, local.read_bytes(), mode="create")
+        except Exception as error:
+            fs.invalidate_cache(name)
+            if not fs.exists(name):
+                raise
+            raise FileExistsError(name) from error  # S3 calls it a failed precondition
         return
     folder, _, base = name.rpartition("/")
     temporary = f"{folder}/{_temporary_name(base)}"

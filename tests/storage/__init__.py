@@ -1,0 +1,1 @@
+"""Remote input and output against the real servers; `servers.py` starts them."""
