@@ -132,7 +132,7 @@ def test_chainers_file_gives_chainers_logits(input_name):
     with torch.inference_mode():
         ours = model(golden("rgb400", input_name).clip).numpy()
     with np.load(shared("reference", "tensorflow", "rgb400_chainer_logits.npz")) as z:
-        np.testing.assert_allclose(ours, z[input_name], atol=6e-4)  # measured 2.3e-4
+        np.testing.assert_allclose(ours, z[input_name], atol=5e-4)  # measured 1.6e-4
 
 
 def test_npz_round_trip_is_exact_and_repeatable(tmp_path):

@@ -87,7 +87,7 @@ def test_frames_and_flow_are_those_of_the_public_functions(videos, reference):
         np.testing.assert_array_equal(stored, quantize_flow(i3d.optical_flow(frames)))
         decoded = sample.frames()
         assert decoded.shape == frames.shape
-        # JPEG of quality 95 with halved chroma: measured 1.6 levels on average here
+        # JPEG of quality 95 with halved chroma: measured 2.0 levels on average here
         assert np.abs(decoded.astype(int) - frames).mean() < 3
         np.testing.assert_array_equal(
             i3d.flow_clip(stored, crop=42), i3d.flow_clip(i3d.optical_flow(frames), crop=42)
