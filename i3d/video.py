@@ -52,6 +52,7 @@ MAX_HOLD_SECONDS = 60  # a longer gap between two frames is a damaged time stamp
 MAX_STEP_SECONDS = 1  # from frame to frame, where only the stream's average rate tells
 MAX_READ_FAILURES = 100  # in a row, before the rest of a damaged file is given up
 SEEK_MARGINS_SECONDS = (0, 2, 20)  # how far before the window to look for its key frame
+# PyAV's stubs call these enumerations' values tuples.
 GENERATE_PTS: int = av.container.Flags.gen_pts.value  # type: ignore[assignment]
 MAY_RESTART: int = av.format.Flags.ts_discont.value  # type: ignore[assignment]
 READ_BYTES = 1 << 18  # asked of the file at a time
@@ -692,7 +693,7 @@ class _SourceFile:
         if type(self._file) in (io.BufferedReader, io.BytesIO):
             # Python delivers Ctrl-C where Python code begins to run, which must then not be a
             # function that FFmpeg calls; these files' own methods are C.
-            self.read, self.seek = self._file.read, self._file.seek  # type: ignore
+            self.read, self.seek = self._file.read, self._file.seek  # type: ignore  # in place of methods
         self.size = self._measure()
         if self.size == 0:
             self.close()

@@ -369,6 +369,15 @@ def test_exit_codes(videos, tmp_path, capsys):
     assert "no GPU kernel" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [[], ["--dry-run"]])
+def test_no_workers_are_refused(videos, tmp_path, capsys, option):
+    with pytest.raises(SystemExit) as caught:
+        main([*command(videos, tmp_path / "out")[3:], "--workers", "0", *option])
+    assert caught.value.code == 2
+    assert "workers 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_dry_run_says_what_would_happen_and_writes_nothing(videos, tmp_path, capsys):
     arguments = ["precompute", str(videos), "--classes", "kinetics400", "--short-side", "48"]
     with pytest.raises(SystemExit) as caught:

@@ -458,4 +458,4 @@ def test_cache_folder_is_the_users(monkeypatch):
 def test_disk_without_mirror_keeps_working(released, cache):
     download(NAME, url=str(released))
     shutil.rmtree(released)
-    load(NAME)
+    assert load(NAME).num_classes == 400

@@ -219,7 +219,9 @@ def _clean(location: Location) -> str:
 def _absolute(location: str) -> str:
     """The location without ``.``, ``..`` and doubled slashes; links are not followed."""
     scheme, mark, path = location.rpartition("://")
-    return f"{scheme}{mark}{posixpath.normpath(path)}" if mark else os.path.abspath(path)  # noqa: PTH100
+    if mark:
+        return f"{scheme}{mark}{posixpath.normpath(path)}"
+    return os.path.abspath(path)  # noqa: PTH100 (Path.resolve would follow links)
 
 
 def _parent(location: str) -> str | None:

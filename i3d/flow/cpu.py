@@ -525,6 +525,7 @@ def median_of_sorted_columns(columns: np.ndarray, x: int) -> V:
     and 15 exchanges, found by search and proved on all 252 sorted windows of zeros and ones. The
     compiler drops the halves of exchanges that nothing reads.
     """
+    # The candidates carry the drawing's letters, l among them (which is what E741 is about).
     _, _, _, a, b = sorted_rank(columns, 0, x)
     _, _, c, d, e = sorted_rank(columns, 1, x)
     _, f, g, h, _ = sorted_rank(columns, 2, x)

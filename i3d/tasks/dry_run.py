@@ -17,6 +17,7 @@ from i3d.tasks.precompute import (
     WORKER_ENVIRONMENT,
     Settings,
     VideoSet,
+    checked_workers,
     default_workers,
     encode_video,
     judged,
@@ -100,7 +101,7 @@ def dry_run(
     Arguments and errors are those of :func:`i3d.tasks.precompute.precompute`. Nothing is written.
     """
     check_device(device)
-    workers = default_workers(World()) if workers is None else workers
+    workers = checked_workers(workers, World())
     dataset = videos.read(progress=progress)
     manifest = plan(dataset, videos.location, settings)
     by_key = {video.key: video for video in dataset.videos}

@@ -36,8 +36,10 @@ from i3d.data.pictures import (
 from i3d.data.shards import (
     CLIPS_PER_SHARD,
     Manifest,
+    Pictures,
     PictureWriter,
     PlannedSample,
+    ShardWriter,
     complete_shards,
     finish_folder,
     plan_shards,
@@ -159,6 +161,9 @@ def video_task(sample: PlannedSample, location: str, settings: Settings, device:
     return VideoTask(location, sample.start_seconds, sample.end_seconds, settings, device)
 
 
+NO_PICTURES = Pictures((), ())
+
+
 @dataclass(frozen=True)
 class EncodedVideo:
     """What a worker found; the pictures are in the files of its `Result`, RGB before flow.
@@ -174,8 +179,8 @@ class EncodedVideo:
 
     height: int = 0
     width: int = 0
-    rgb: Any = None
-    flow: Any = None
+    rgb: Pictures = NO_PICTURES
+    flow: Pictures | None = None
     damage: str | None = None
     error: str | None = None
 
@@ -383,9 +388,7 @@ def precompute(
     start = time.monotonic()
     check_device(device)
     world = world_from_environment() if world is None else world
-    workers = default_workers(world) if workers is None else workers
-    if workers < 1:
-        raise UsageError(f"workers {workers}: there must be at least 1")
+    workers = checked_workers(workers, world)
     dataset = videos.read(progress=progress)
     manifest = plan(dataset, videos.location, settings)
     write_manifest(output, manifest)
@@ -482,7 +485,7 @@ class _Job:
                     outcome.close()
                 self._done += 1
 
-    def _add(self, writer: Any, sample: PlannedSample, outcome: Outcome) -> None:
+    def _add(self, writer: ShardWriter, sample: PlannedSample, outcome: Outcome) -> None:
         location = self.videos[sample.key].location
         if isinstance(outcome, Died):
             raise _ShardLostError(f"{location}: {outcome}")
@@ -541,6 +544,19 @@ def _terminated_cleanly() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def checked_workers(workers: int | None, world: World) -> int:
+    """The number of workers asked for, or the default.
+
+    Raises:
+        UsageError: it is not at least 1.
+    """
+    if workers is None:
+        return default_workers(world)
+    if workers < 1:
+        raise UsageError(f"workers {workers}: there must be at least 1")
+    return workers
 
 
 def default_workers(world: World) -> int:
