@@ -52,7 +52,7 @@ MAX_HOLD_SECONDS = 60  # a longer gap between two frames is a damaged time stamp
 MAX_STEP_SECONDS = 1  # from frame to frame, where only the stream's average rate tells
 MAX_READ_FAILURES = 100  # in a row, before the rest of a damaged file is given up
 SEEK_MARGINS_SECONDS = (0, 2, 20)  # how far before the window to look for its key frame
-# PyAV's stubs call these enumerations' values tuples.
+# Plain integers, though mypy takes an enumeration's value for the enumeration itself.
 GENERATE_PTS: int = av.container.Flags.gen_pts.value  # type: ignore[assignment]
 MAY_RESTART: int = av.format.Flags.ts_discont.value  # type: ignore[assignment]
 READ_BYTES = 1 << 18  # asked of the file at a time
