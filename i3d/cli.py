@@ -246,6 +246,77 @@ def precompute(
     )
 
 
+class _BatchSize(click.ParamType):
+    name = "N|auto"
+
+    def convert(self, value: Any, param: Any, context: Any) -> int | None:
+        return None if value in (None, "auto") else click.INT.convert(value, param, context)
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SHARDS|VIDEOS")
+@click.option("--rgb-checkpoint", metavar="NAME|PATH", help="RGB network.")
+@click.option("--flow-checkpoint", metavar="NAME|PATH", help="Flow network.")
+@click.option("--frames", default=250, show_default=True, help="Of each clip.")
+@click.option("--clips", default=1, show_default=True, help="Of each video, spaced evenly.")
+@click.option("--crops", default=1, show_default=True, help="Of each clip: 1 (centre) or 3.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the network's arithmetic.",
+)
+@click.option(
+    "--batch-size", type=_BatchSize(), default="auto", show_default=True, help="Clips at a time."
+)
+@click.option(
+    "--workers",
+    type=int,
+    help="Processes that read and decode.  [default: the cores; at most 2 on a CPU]",
+)
+@device_option
+@click.option("--partial", is_flag=True, help="Take shards of which some are missing.")
+@click.option("--classes", metavar="LIST", help="Of a folder of videos, as for precompute.")
+@click.option("--annotations", metavar="CSV", help="Likewise.")
+@click.option("--layout", type=click.Choice(["folders", "cvdf", "list", "flat"]), help="Likewise.")
+@click.option("--split", help="Likewise.")
+@click.option("--trim", is_flag=True, help="Likewise.")
+@click.option("--output", metavar="JSON", help="Write the result for machines.")
+@click.option("--report", metavar="HTML", help="Write the result as a page.")
+@click.option(
+    "--predictions", metavar="PARQUET|CSV", help="Write every video's logits, and resume from them."
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run's --predictions.")
+@click.option(
+    "--fuse", "fused", is_flag=True, help="Join streams: the arguments are predictions files."
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 if any video was skipped.")
+@json_option
+def evaluate(
+    sources: tuple[str, ...],
+    frames: int,
+    clips: int,
+    crops: int,
+    precision: Any,
+    batch_size: int | None,
+    workers: int | None,
+    device: str,
+    partial: bool,
+    **rest: Any,
+) -> int:
+    """Measure the accuracy of an RGB network, a flow network, or both together.
+
+    SHARDS is a folder that precompute wrote; VIDEOS is a dataset as precompute takes it. Run it
+    under torchrun, mpiexec or srun to share the work between processes and nodes.
+    """
+    from i3d.clips import Views
+    from i3d.tasks.evaluate import Options, run
+
+    options = Options(Views(frames, clips, crops), precision, batch_size, workers, device, partial)
+    return run(sources, options=options, **rest)
+
+
 @cli.command()
 @click.argument("output", default="i3d-demo", type=click.Path(file_okay=False, path_type=Path))
 def demo(output: Path) -> None:

@@ -9,12 +9,13 @@ a clip from a tensor stays on its device, with the same bits. Nothing here repea
 :func:`loop_frames`.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from i3d.errors import I3DError, UsageError
-from i3d.presets import KINETICS_I3D
+from i3d.presets import KINETICS_I3D, MIN_FRAMES
 
 if TYPE_CHECKING:  # torch takes a second to import, and precompute's workers do without
     import torch
@@ -171,6 +172,62 @@ def loop_frames(x: Array, length: int) -> Array:
     if count >= length:
         return x
     return cast(Array, x[np.arange(length) % count])
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which parts of a video the network sees at test time; their logits are averaged.
+
+        clips = 3                        crops = 3
+        |-----|                          +---+---+---+
+             |-----|     over time       | 0 | 1 | 2 |  over the longer side; the crop's corners
+                  |-----|                +---+---+---+  are centred on the shorter one
+
+    The default is the original's test clip: the first 250 frames, centre crop. Papers since
+    Non-local networks (arXiv 1711.07971) report 10 clips of 3 crops.
+
+    Attributes:
+        frames: of each clip, at least 9; a video with fewer is looped, and is one clip.
+        clips: spaced evenly from the first frame to the last; one alone begins at the first frame.
+        crops: 1, or 3.
+
+    Raises:
+        UsageError: a number that has no meaning.
+    """
+
+    frames: int = KINETICS_I3D.clip_frames
+    clips: int = 1
+    crops: int = 1
+
+    def __post_init__(self) -> None:
+        if self.frames < MIN_FRAMES:
+            raise UsageError(f"frames {self.frames}: the network needs at least {MIN_FRAMES}")
+        if self.clips < 1:
+            raise UsageError(f"clips {self.clips}: it must be at least 1")
+        if self.crops not in (1, 3):
+            raise UsageError(f"crops {self.crops}: it must be 1 (centre) or 3")
+
+    def starts(self, length: int) -> tuple[int, ...]:
+        """First frame of every clip of a video of ``length`` frames."""
+        room = length - self.frames
+        if room <= 0 or self.clips == 1:
+            return (0,)
+        return tuple(i * room // (self.clips - 1) for i in range(self.clips))
+
+    def corners(self, height: int, width: int, crop: int) -> tuple[tuple[int, int], ...]:
+        """(top, left) of every crop, in pixels.
+
+        Raises:
+            I3DError: the picture is smaller than the crop.
+        """
+        if min(height, width) < crop:
+            raise I3DError(f"frames of {width}x{height} are smaller than the crop of {crop}x{crop}")
+        top, left = (height - crop) // 2, (width - crop) // 2
+        if self.crops == 1:
+            return ((top, left),)
+        if width >= height:
+            return (top, 0), (top, left), (top, width - crop)
+        return (0, left), (top, left), (height - crop, left)
 
 
 def _check(

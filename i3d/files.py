@@ -9,6 +9,7 @@ Every call asks fsspec for the file system object of its process and thread.
 import io
 import os
 import re
+import shutil
 import tempfile
 import threading
 import uuid
@@ -267,6 +268,17 @@ def remove(location: Location) -> None:
     fs, name = _fresh(location)
     with suppress(FileNotFoundError), _plain_errors(f"cannot remove {location}: "):
         fs.rm_file(name)
+
+
+def remove_folder(folder: Location) -> None:
+    """Remove a folder and all that is in it, if it is there."""
+    path = local_path(folder)
+    if path is not None:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    fs, name = _fresh(folder)
+    with suppress(FileNotFoundError), _plain_errors(f"cannot remove {folder}: "):
+        fs.rm(name, recursive=True)
 
 
 def temporary_stem(name: str) -> str | None:

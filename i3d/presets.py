@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 
 from i3d.errors import UsageError
 
+# The head averages pairs of time steps, so its input, Mixed_5c, needs ceil(T / 8) >= 2.
+MIN_FRAMES = 9
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -22,6 +22,7 @@ ALLOWED = {
     "video": {"errors", "files", "presets"},
     "flow": {"errors", "presets"},
     "clips": {"errors", "presets"},
+    "metrics": {"errors"},
     "data": {"errors", "files", "presets", "classes", "video", "flow", "clips"},
     "models": {"errors", "files", "presets", "classes", "console"},
 }

@@ -11,6 +11,7 @@ import re
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import bundles
 import pytest
@@ -23,8 +24,18 @@ import i3d
 from i3d.errors import CheckpointError, UsageError
 from i3d.models import fetch, weights
 from i3d.models.bundle import parse_index
+from i3d.models.convert import write_npz
 from i3d.models.i3d import I3D
-from i3d.models.weights import CHECKPOINTS, cached_path, download, load, save
+from i3d.models.weights import (
+    CHECKPOINTS,
+    cached_path,
+    download,
+    fingerprint,
+    load,
+    read_weights,
+    save,
+    write_safetensors,
+)
 
 # --- records --------------------------------------------------------------------------------------
 
@@ -459,3 +470,33 @@ def test_disk_without_mirror_keeps_working(released, cache):
     download(NAME, url=str(released))
     shutil.rmtree(released)
     assert load(NAME).num_classes == 400
+
+
+def test_a_released_bundle_is_known_by_its_index(tmp_path, monkeypatch):
+    """Whatever folder it lies in, and after conversion."""
+    prefix = bundles.write(
+        tmp_path / "any", bundles.tensorflow_variables(bundles.small_model(num_classes=400))
+    )
+    assert "any" in read_weights(prefix).config["source"]
+    digest = hashlib.sha256(Path(f"{prefix}.index").read_bytes()).hexdigest()
+    name = "rgb_scratch_kinetics400"
+    released = dataclasses.replace(CHECKPOINTS[name], index_sha256=digest)
+    monkeypatch.setitem(CHECKPOINTS, name, released)
+    weights = read_weights(prefix)
+    assert weights.config["source"] == released.source
+    write_safetensors(weights, tmp_path / "c.safetensors")
+    assert i3d.load(tmp_path / "c.safetensors").source == released.source
+
+
+def test_fingerprint_is_of_the_weights_and_not_of_the_file(tmp_path):
+    model = bundles.small_model(num_classes=400)
+    i3d.save(model, tmp_path / "m.safetensors")
+    prefix = bundles.write(tmp_path / "tf", bundles.tensorflow_variables(model))
+    with (tmp_path / "m.npz").open("wb") as f:
+        write_npz(read_weights(prefix), f)
+    found = {fingerprint(read_weights(p)) for p in (prefix, tmp_path / "m.npz")}
+    assert found == {fingerprint(read_weights(tmp_path / "m.safetensors"))}
+    with torch.no_grad():
+        model.Logits.Conv3d_0c_1x1.bias[7] += 1e-6
+    i3d.save(model, tmp_path / "n.safetensors")
+    assert fingerprint(read_weights(tmp_path / "n.safetensors")) not in found

@@ -16,6 +16,8 @@ from i3d.errors import DatasetError
 
 Stream = Literal["rgb", "flow"]
 Scalar = str | int | float | bool | None
+Box = tuple[slice, slice]  # rows and columns of a picture
+EVERYTHING: Box = (slice(None), slice(None))
 
 RGB_QUALITY = 95  # with 4:2:0: OpenCV's defaults, as in the program of the published figures
 _PNG_OPTIONS = [
@@ -69,39 +71,46 @@ def encode_flow(stored: np.ndarray) -> bytes:
     return png.tobytes()
 
 
-def decode_rgb(jpegs: Sequence[bytes], *, height: int, width: int) -> np.ndarray:
-    """Frames, uint8 (T, H, W, 3) RGB, from T JPEGs.
+def decode_rgb(
+    jpegs: Sequence[bytes], *, height: int, width: int, box: Box = EVERYTHING
+) -> np.ndarray:
+    """Frames, uint8 (T, H, W, 3) RGB, from T JPEGs; or that box of each.
 
     Raises:
         DatasetError: a picture is damaged or of another size; nothing is allocated for it.
     """
     for i, jpeg in enumerate(jpegs):
         check_jpeg(jpeg, i, height=height, width=width)
-    frames = np.empty((len(jpegs), height, width, 3), np.uint8)
+    frame = np.empty((height, width, 3), np.uint8)  # one picture, which stays in the cache
+    frames = np.empty((len(jpegs), *frame[box].shape), np.uint8)
     for i, jpeg in enumerate(jpegs):
         try:
             simplejpeg.decode_jpeg(
-                jpeg, colorspace="RGB", fastdct=False, fastupsample=False, buffer=frames[i]
+                jpeg, colorspace="RGB", fastdct=False, fastupsample=False, buffer=frame
             )
         except ValueError as e:
             raise DatasetError(f"frame {i} is a damaged JPEG ({e})") from e
+        frames[i] = frame[box]
     return frames
 
 
-def decode_flow(pngs: Sequence[bytes], *, height: int, width: int) -> np.ndarray:
-    """Stored flow, uint8 (T, H, W, 2), from T PNGs.
+def decode_flow(
+    pngs: Sequence[bytes], *, height: int, width: int, box: Box = EVERYTHING
+) -> np.ndarray:
+    """Stored flow, uint8 (T, H, W, 2), from T PNGs; or that box of each.
 
     Raises:
         DatasetError: a picture is damaged or of another size; nothing is allocated for it.
     """
     for i, png in enumerate(pngs):
         check_png(png, i, height=height, width=width)
-    flow = np.empty((len(pngs), height, width, 2), np.uint8)
+    rows, columns = len(range(height)[box[0]]), len(range(width)[box[1]])
+    flow = np.empty((len(pngs), rows, columns, 2), np.uint8)
     for i, png in enumerate(pngs):
         gray = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
         if gray is None or gray.shape != (2 * height, width):
             raise DatasetError(f"flow {i} is a damaged PNG")
-        cv2.merge((gray[:height], gray[height:]), flow[i])  # (2H, W) -> (H, W, 2)
+        cv2.merge((gray[:height][box], gray[height:][box]), flow[i])  # (2H, W) -> (H, W, 2)
     return flow
 
 

@@ -29,12 +29,14 @@ _T = TypeVar("_T")
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as dicts and tuples as lists, all the way down."""
+    """Dataclasses as dicts and tuples as lists, all the way down; mappings by sorted keys."""
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):
         return [plain(item) for item in value]
-    return dict(sorted(value.items())) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in sorted(value.items())}
+    return value
 
 
 def _lines(value: Any, indent: str) -> str:

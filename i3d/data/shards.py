@@ -56,6 +56,8 @@ import numpy as np
 from i3d import files
 from i3d.classes import ClassList, readable
 from i3d.data.pictures import (
+    EVERYTHING,
+    Box,
     Scalar,
     Stream,
     check_jpeg,
@@ -832,23 +834,29 @@ class Sample:
         """Position in the class list; None when unlabelled."""
         return self.info.class_index
 
-    def frames(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Decode frames ``rgb[start:stop]`` and no others: uint8 (T, H, W, 3).
+    def frames(
+        self, start: int = 0, stop: int | None = None, *, box: Box = EVERYTHING
+    ) -> np.ndarray:
+        """Decode frames ``rgb[start:stop]`` and no others: uint8 (T, H, W, 3), or a box of each.
 
         Raises:
             DatasetError: a picture does not decode.
             UsageError: RGB was not read.
         """
-        return self._decode("rgb", self.rgb, decode_rgb, slice(start, stop))
+        return self._decode("rgb", self.rgb, decode_rgb, slice(start, stop), box)
 
-    def stored_flow(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Decode flows ``flow[start:stop]`` and no others: uint8 (T, H, W, 2), 128 is no motion.
+    def stored_flow(
+        self, start: int = 0, stop: int | None = None, *, box: Box = EVERYTHING
+    ) -> np.ndarray:
+        """Decode flows ``flow[start:stop]`` and no others: uint8 (T, H, W, 2), or a box of each.
+
+        128 is no motion.
 
         Raises:
             DatasetError: a picture does not decode.
             UsageError: flow was not read.
         """
-        return self._decode("flow", self.flow, decode_flow, slice(start, stop))
+        return self._decode("flow", self.flow, decode_flow, slice(start, stop), box)
 
     def _decode(
         self,
@@ -856,11 +864,12 @@ class Sample:
         pictures: tuple[bytes, ...] | None,
         decode: Callable[..., np.ndarray],
         part: slice,
+        box: Box,
     ) -> np.ndarray:
         if pictures is None:
             raise UsageError(f"{self.where}: {stream} was not read; name it in `streams`")
         try:
-            return decode(pictures[part], height=self.info.height, width=self.info.width)
+            return decode(pictures[part], height=self.info.height, width=self.info.width, box=box)
         except DatasetError as e:
             raise DatasetError(f"{self.where}, member {SUFFIXES[stream]}: {e}; {_REMEDY}") from e
 
@@ -953,6 +962,7 @@ class ShardDataset:
         streams: Sequence[Stream] | None = None,
         start: int = 0,
         stop: int | None = None,
+        choose: Callable[[SampleInfo], tuple[int, int]] | None = None,
     ) -> Sample:
         """One sample by range reads: all of it in one, else a small one and one per stream.
 
@@ -961,6 +971,7 @@ class ShardDataset:
             streams: ``("rgb",)``, ``("flow",)`` or both; default: what the shards have.
             start: first frame, and first flow.
             stop: frame and flow before which to stop; None for the end.
+            choose: gives start and stop instead, once it is known how long the video is.
 
         Raises:
             DatasetError: no such key, a video that failed, damage.
@@ -983,8 +994,10 @@ class ShardDataset:
                 raise DatasetError(f"{self.folder}: {key!r} was not precomputed: {failure.reason}")
         record = next(record for record in index.samples if record.key == key)
         planned = self.manifest.shards[shard][i]
-        part = None if (start, stop) == (0, None) else slice(start, stop)
-        return self._read(shard, record, planned, streams, part)
+        if choose is None:
+            part = None if (start, stop) == (0, None) else slice(start, stop)
+            return self._read(shard, record, planned, streams, part)
+        return self._read(shard, record, planned, streams, lambda info: slice(*choose(info)))
 
     def _streams(self, streams: Sequence[Stream] | None) -> tuple[Stream, ...]:
         chosen = self.manifest.streams if streams is None else tuple(streams)
@@ -1009,7 +1022,7 @@ class ShardDataset:
         record: SampleRecord,
         planned: PlannedSample,
         streams: tuple[Stream, ...],
-        part: slice | None = None,
+        part: slice | Callable[[SampleInfo], slice] | None = None,
     ) -> Sample:
         """Read and verify a sample, or the pictures ``part`` of some streams."""
         where = f"{files.join(self.folder, tar_name(shard))}, sample {record.key!r}"
@@ -1021,12 +1034,12 @@ class ShardDataset:
             for s in streams:
                 pictures[s] = info.pictures(s).split(_content(record, data, SUFFIXES[s]))
         else:
-            part = part or slice(None)
             member = record.member("json")
             data = self._range(shard, member.offset, member.size)
             if google_crc32c.value(data) != member.crc32c:
                 raise DatasetError(f"{where}, member json is damaged: {_CHECKSUM}; {_REMEDY}")
             info = _info(record, data, planned, where)
+            part = part(info) if callable(part) else part or slice(None)
             for s in streams:
                 table, member = info.pictures(s), record.member(SUFFIXES[s])
                 offset, length = table.span(part)
@@ -1035,7 +1048,7 @@ class ShardDataset:
                     raise DatasetError(
                         f"{where}, member {member.suffix} is damaged: {_CHECKSUM}; {_REMEDY}"
                     )
-        start = 0 if part is None else part.indices(len(info.rgb))[0]
+        start = part.indices(len(info.rgb))[0] if isinstance(part, slice) else 0
         return Sample(info, start, pictures.get("rgb"), pictures.get("flow"), where)
 
 

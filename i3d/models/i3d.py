@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from i3d.classes import class_list, known_name
 from i3d.errors import CheckpointError, I3DError
-from i3d.presets import KINETICS_I3D
+from i3d.presets import KINETICS_I3D, MIN_FRAMES
 
 Stream = Literal["rgb", "flow"]
 STREAM_CHANNELS: dict[Stream, int] = {"rgb": 3, "flow": 2}  # flow: x then y
@@ -31,7 +31,6 @@ STREAM_CHANNELS: dict[Stream, int] = {"rgb": 3, "flow": 2}  # flow: x then y
 BATCH_NORM_EPS = 1e-3  # Sonnet's default; ports that use PyTorch's 1e-5 move logits by 4 to 15
 BATCH_NORM_DECAY = 0.999  # kinetics-i3d's snt.BatchNorm
 MAX_WIDTH = 4.0  # 800 MB of weights: what a checkpoint from outside can make us allocate
-MIN_FRAMES = 9  # the head averages pairs of time steps, so Mixed_5c needs ceil(T / 8) >= 2
 
 
 @dataclass(frozen=True)
@@ -302,6 +301,11 @@ class I3D(
         self.dropout = nn.Dropout(dropout)
         self.Logits = Classifier(channels, self.num_classes)
         self.apply(_initialise)
+
+    @property
+    def has_class_names(self) -> bool:
+        """Whether ``classes`` are real names, and not those of an unnamed list."""
+        return self._class_spec is not None
 
     @property
     def config(self) -> dict[str, Any]:

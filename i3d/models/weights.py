@@ -15,12 +15,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from i3d import files
 from i3d.errors import CheckpointError, UsageError
+from i3d.models.bundle import find_prefix
 from i3d.models.convert import Weights, read_npz, read_state_dict, read_tensorflow
 from i3d.models.i3d import BATCH_NORM_EPS, I3D, Stream, check_trainable
 from i3d.presets import KINETICS_I3D, find_preset
@@ -184,6 +185,22 @@ def build(weights: Weights) -> I3D:
     return model.eval()
 
 
+def fingerprint(weights: Weights) -> str:
+    """SHA-256 of the network, the same whatever file format it was read from.
+
+    Of the names, shapes and float32 bytes of its parameters and statistics in the order of their
+    names, and of BatchNorm's epsilon: 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(f"bn_eps {weights.config['bn_eps']!r}\n".encode())
+    for name in sorted(weights.tensors):
+        if name.endswith("num_batches_tracked"):  # not in every format, and of no effect
+            continue
+        array = weights.tensors[name].float().contiguous().numpy()
+        digest.update(f"{name} {list(array.shape)}\n".encode())
+        digest.update(array.astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
 def resolve(name_or_path: files.Location, *, progress: bool = False) -> files.Location:
     """The file behind a name (downloading it if need be), or the path itself if it exists."""
     text = os.fspath(name_or_path)
@@ -236,7 +253,18 @@ def read_weights(
         raise UsageError(f"{text}: --bn-eps is for PyTorch state dicts; here it is known (1e-3)")
     if text.endswith(".npz"):
         return read_npz(text, classes=classes)
-    return read_tensorflow(text, classes=classes)
+    weights = read_tensorflow(text, classes=classes)
+    released = _released(text)
+    if released is not None:
+        weights.config["source"] = released.source
+    return weights
+
+
+def _released(location: str) -> Checkpoint | None:
+    """Which released checkpoint a TensorFlow bundle is: the index holds every tensor's checksum."""
+    with files.open_read(f"{find_prefix(location)}.index") as f:
+        digest = hashlib.file_digest(cast(Any, f), "sha256").hexdigest()
+    return next((c for c in CHECKPOINTS.values() if c.index_sha256 == digest), None)
 
 
 def read_metadata(location: files.Location) -> dict[str, Any]:

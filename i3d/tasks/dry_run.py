@@ -17,13 +17,12 @@ from i3d.tasks.precompute import (
     WORKER_ENVIRONMENT,
     Settings,
     VideoSet,
-    checked_workers,
-    default_workers,
     encode_video,
     judged,
     plan,
     video_task,
 )
+from i3d.tasks.process import checked_workers, default_workers
 from i3d.video import probe_video
 
 WARM_UP_SECONDS = 0.2

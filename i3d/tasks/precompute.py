@@ -10,11 +10,9 @@ names when they are whole; what is there is not made again. No process waits for
 
 import errno
 import os
-import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -52,6 +50,7 @@ from i3d.errors import I3DError, UsageError, VideoError
 from i3d.flow import TVL1, check_device, stream_flow
 from i3d.presets import KINETICS_I3D, Preset, preset_with_short_side
 from i3d.tasks.pool import Died, Failed, Outcome, Result, WorkerPool, temporary_file
+from i3d.tasks.process import checked_workers, terminated_cleanly
 
 # One thread in each library inside a worker, so that N workers load N cores.
 WORKER_ENVIRONMENT = {
@@ -447,7 +446,7 @@ class _Job:
         )
         start = time.monotonic()
         with (
-            _terminated_cleanly(),
+            terminated_cleanly(),
             WorkerPool(encode_video, workers=workers, environment=WORKER_ENVIRONMENT) as pool,
         ):
             outcomes = pool.map(tasks, ahead=AHEAD * workers)
@@ -526,46 +525,6 @@ def judged(outcome: Failed, location: str) -> Exception:
     if isinstance(error, OSError):
         return I3DError(f"{location}: {error}")
     return RuntimeError(f"{location}: {outcome.traceback}")
-
-
-@contextmanager
-def _terminated_cleanly() -> Iterator[None]:
-    """Treat SIGTERM, as schedulers send it, like Ctrl-C: remove what is half-written."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: a library caller's business
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def checked_workers(workers: int | None, world: World) -> int:
-    """The number of workers asked for, or the default.
-
-    Raises:
-        UsageError: it is not at least 1.
-    """
-    if workers is None:
-        return default_workers(world)
-    if workers < 1:
-        raise UsageError(f"workers {workers}: there must be at least 1")
-    return workers
-
-
-def default_workers(world: World) -> int:
-    """The cores that this process may run on, shared with the others on its node."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, cores // world.local_size)
 
 
 def run(

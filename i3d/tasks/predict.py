@@ -22,9 +22,11 @@ from i3d.clips import flow_clip, loop_frames, rgb_clip
 from i3d.console import progress_bar
 from i3d.errors import CheckpointError, I3DError, UsageError, VideoError
 from i3d.flow import optical_flow
-from i3d.models.i3d import I3D, MIN_FRAMES
+from i3d.metrics import probabilities
+from i3d.models.i3d import I3D
 from i3d.models.weights import load
-from i3d.presets import Preset, find_preset
+from i3d.presets import MIN_FRAMES, Preset, find_preset
+from i3d.tasks.inference import choose_device, forward
 from i3d.video import DamagedVideoWarning, Source, VideoReader
 
 DEFAULT_CHECKPOINTS = ("rgb_imagenet_kinetics400",)
@@ -282,38 +284,13 @@ class Predictor:
         return flow_clip(loop_frames(flow, clip_frames), crop=self.preset.crop)
 
 
-def forward(model: I3D, clip: torch.Tensor) -> torch.Tensor:
-    """Logits (B, num_classes) in full float32: on CUDA, cuDNN's TF32 would cost three digits."""
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return model(clip)
-
-
-def choose_device(device: str) -> str:
-    """``"cpu"`` or ``"cuda"`` for ``"auto"``, ``"cpu"`` or ``"cuda"``.
-
-    Raises:
-        UsageError: CUDA is asked for and is not there, or another name.
-    """
-    if device not in ("auto", "cpu") and not device.startswith("cuda"):
-        raise UsageError(f"device {device!r}: it must be auto, cpu or cuda")
-    available = torch.cuda.is_available()
-    if device == "auto":
-        return "cuda" if available else "cpu"
-    if device.startswith("cuda") and not available:
-        raise UsageError(f"device {device!r}: this PyTorch sees no CUDA device; use --device cpu")
-    return device
-
-
 def top_classes(
     logits: np.ndarray, classes: Sequence[str], *, top_k: int
 ) -> tuple[ClassScore, ...]:
     """The ``top_k`` best of logits (num_classes,); equal ones in the order of their index."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = exponentials / exponentials.sum()
+    shares = probabilities(logits)
     best = np.argsort(-logits, kind="stable")[:top_k]
-    return tuple(
-        ClassScore(classes[i], int(i), float(probabilities[i]), float(logits[i])) for i in best
-    )
+    return tuple(ClassScore(classes[i], int(i), float(shares[i]), float(logits[i])) for i in best)
 
 
 def _windows(

@@ -1,0 +1,49 @@
+"""What every long job does as a process: share the cores, end cleanly."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from i3d.distributed import World
+from i3d.errors import UsageError
+
+
+@contextmanager
+def terminated_cleanly() -> Iterator[None]:
+    """Treat SIGTERM, as schedulers send it, like Ctrl-C: remove what is half-written."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: a library caller's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def checked_workers(workers: int | None, world: World) -> int:
+    """The number of workers asked for, or the default.
+
+    Raises:
+        UsageError: it is not at least 1.
+    """
+    if workers is None:
+        return default_workers(world)
+    if workers < 1:
+        raise UsageError(f"workers {workers}: there must be at least 1")
+    return workers
+
+
+def default_workers(world: World) -> int:
+    """The cores that this process may run on, shared with the others on its node."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // world.local_size)
