@@ -1,0 +1,550 @@
+"""Videos of synthetic human actions, as arrays and as .mp4 files.
+
+    seed -> scene: camera, person, clothes, room, clutter, light
+    action, seed -> performance: joints in space -> points in the picture -> frames
+
+The scene is drawn from a generator that does not know the action: all that is in the picture beside
+the figure is equally likely in every class. The same seed gives the same pixels with the same
+version of OpenCV; another version may draw edges a little differently.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from fractions import Fraction
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from i3d import console, files
+from i3d.demo.actions import ACTIONS, JOINT, SIDES, Body, perform, random_body, wander
+from i3d.errors import UsageError
+
+FPS = 25
+FRAMES = (56, 80)  # 2.2 to 3.2 seconds
+HEIGHT = (128, 144)  # pixels
+ASPECT = (1.2, 1.4)  # width / height
+
+# What is drawn: the convex hull of circles around joints (radii in heights), and what covers it.
+_PARTS: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = (
+    ("trousers", (("left hip", 0.056), ("right hip", 0.056), ("waist", 0.062))),
+    ("shirt", (("waist", 0.066), ("left shoulder", 0.04), ("right shoulder", 0.04))),
+    ("skin", (("neck", 0.03), ("head", 0.026))),
+    ("hair", (("hair", 0.072),)),
+    ("skin", (("head", 0.07),)),
+    *(part for side in SIDES for part in (
+        ("upper sleeve", ((f"{side} shoulder", 0.037), (f"{side} elbow", 0.029))),
+        ("lower sleeve", ((f"{side} elbow", 0.028), (f"{side} wrist", 0.022))),
+        ("skin", ((f"{side} wrist", 0.022), (f"{side} fingers", 0.02))),
+        ("trousers", ((f"{side} hip", 0.056), (f"{side} knee", 0.042))),
+        ("lower leg", ((f"{side} knee", 0.041), (f"{side} ankle", 0.029))),
+        ("shoes", ((f"{side} heel", 0.026), (f"{side} toe", 0.021))),
+    )),
+)  # fmt: skip
+_COVERS = [cover for cover, _ in _PARTS]
+_JOINTS = [JOINT[joint] for _, circles in _PARTS for joint, _ in circles]  # of every circle
+_RADII = np.array([radius for _, circles in _PARTS for _, radius in circles])
+_ENDS = np.cumsum([len(circles) for _, circles in _PARTS])
+_STARTS = _ENDS - [len(circles) for _, circles in _PARTS]
+
+_SUBPIXEL_BITS = 4  # cv2 draws at sixteenths of a pixel
+_ROUND = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+_CIRCLE = np.stack([np.cos(_ROUND), np.sin(_ROUND)], -1)  # (12, 2)
+# A part is painted three times: (colour, its own radius, shift towards the light in radii).
+_LAYERS = ((0.7, 1.0, 0.0), (1.0, 0.82, 0.1), (1.15, 0.45, 0.35))
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Where the figure is seen from, at the N moments of a scene."""
+
+    azimuth: np.ndarray  # (N,) radians; 0 is frontal, positive sees the figure's left side
+    elevation: float  # radians above the horizon
+    distance: float  # heights of the figure
+    scale: np.ndarray  # (N,) pixels of one height at the figure's place
+    shift: np.ndarray  # (N, 2) pixels to the right and down, of the whole picture
+    tilt: np.ndarray  # (N,) radians, of the whole picture
+    aim: float  # the height in a standing figure that is in the middle of the picture
+
+
+@dataclass(frozen=True)
+class Clutter:
+    """A shape that drifts behind the figure."""
+
+    outline: np.ndarray  # (K, 2) pixels, around 0
+    start: np.ndarray  # (2,) pixels
+    velocity: np.ndarray  # (2,) pixels a frame
+    spin: float  # radians a frame
+    color: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All of a video but the action. Colours are RGB in 0..255."""
+
+    height: int
+    width: int
+    frames: int
+    exposures: int  # pictures that are averaged to a frame: motion blur
+    body: Body
+    build: float  # thickness of the limbs, of the average
+    colors: dict[str, np.ndarray]  # of `_COVERS`
+    camera: Camera
+    backdrop: np.ndarray  # uint8 (H', W', 3), larger than the picture
+    scroll: np.ndarray  # (2,) pixels a frame by which the backdrop moves
+    clutter: tuple[Clutter, ...]
+    shadow: float  # share of the light that the figure takes from the floor
+    stool: tuple[float, float] | None  # x and z of its place where nobody sits on it
+    light: np.ndarray  # (2,) the side that the light comes from, in the picture
+    tones: np.ndarray  # uint8 (1, 256, 3): exposure, contrast and tint
+    noise: np.ndarray  # int16 (H + 16, W + 16, 3)
+    noise_at: np.ndarray  # (frames, 2) rows and columns
+
+    @property
+    def moments(self) -> np.ndarray:
+        """(N,) times of the exposures in 0..1, the same read from either end."""
+        shutter = ((np.arange(self.exposures) + 0.5) / self.exposures - 0.5) * 0.6
+        times: np.ndarray = (np.arange(self.frames)[:, None] + 0.5 + shutter) / self.frames
+        return times.ravel()
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A performance in its scene, projected into the picture at the scene's N moments."""
+
+    scene: Scene
+    points: np.ndarray  # (N, joints, 2) pixels, x before y
+    depths: np.ndarray  # (N, joints) heights from the camera
+    shadows: np.ndarray  # (N, joints, 2) pixels, where the joints' shadows fall on the floor
+    stool: np.ndarray | None  # (N, 20, 2) pixels, see `_stool_corners`
+
+
+def render_video(action: str, seed: int) -> np.ndarray:
+    """Render a person who does something.
+
+    Args:
+        action: one of `i3d.demo.actions.ACTIONS`.
+        seed: at least 0; all else is drawn from it.
+
+    Returns:
+        uint8 (T, H, W, 3) RGB at 25 fps; T, H and W are random, see `FRAMES`, `HEIGHT`, `ASPECT`.
+
+    Raises:
+        UsageError: no such action.
+    """
+    return _draw(stage(action, seed))
+
+
+def stage(action: str, seed: int) -> Shot:
+    """Place an action in the scene of ``seed``; the arguments are `render_video`'s."""
+    if action not in ACTIONS:
+        raise UsageError(f"there is no action {action!r}; choose from {', '.join(ACTIONS)}")
+    scene = draw_scene(seed)
+    # The number before the seed keeps the streams apart: 0 is the scene's.
+    rng = np.random.default_rng([1 + ACTIONS.index(action), seed])
+    played = perform(action, rng, scene.moments, seconds=scene.frames / FPS, body=scene.body)
+    heights = played.joints[..., 1]
+    # The camera is aimed half-way at what is low or high.
+    aim = scene.camera.aim + 0.5 * ((heights.min() + heights.max()) / 2 - 0.5)
+    points, depths = _project(played.joints, scene, aim)
+    shadows = played.joints.copy()
+    shadows[..., 0] -= 0.3 * scene.light[0] * shadows[..., 1]
+    shadows[..., 1] = 0
+    stool = None
+    if scene.stool is not None:
+        x, z = scene.stool
+        place = np.array([x, 0.28, z]) if played.seat is None else played.seat
+        corners = np.broadcast_to(_stool_corners(place), (len(points), 20, 3))
+        stool, _ = _project(corners, scene, aim)
+    return Shot(scene, points, depths, _project(shadows, scene, aim)[0], stool)
+
+
+def _project(places: np.ndarray, scene: Scene, aim: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places in space (N, P, 3) -> pixels (N, P, 2) and distances from the camera (N, P)."""
+    camera = scene.camera
+    sin, cos = np.sin(camera.azimuth)[:, None], np.cos(camera.azimuth)[:, None]  # (N, 1)
+    x, y, z = np.moveaxis(places - [0, aim, 0], -1, 0)  # (N, P) each
+    right, near = cos * x - sin * z, sin * x + cos * z
+    up = np.cos(camera.elevation) * y - np.sin(camera.elevation) * near
+    depth = camera.distance - np.sin(camera.elevation) * y - np.cos(camera.elevation) * near
+    pixels = camera.scale[:, None] * camera.distance / depth
+    flat = np.stack([right * pixels, -up * pixels], -1)  # (N, P, 2)
+    sin, cos = np.sin(camera.tilt), np.cos(camera.tilt)
+    rotation = np.stack([cos, -sin, sin, cos], -1).reshape(-1, 2, 2)
+    middle = np.array([scene.width, scene.height]) / 2 + camera.shift
+    return flat @ rotation.transpose(0, 2, 1) + middle[:, None], depth
+
+
+def _stool_corners(seat: np.ndarray) -> np.ndarray:
+    """The corners of a stool under a pelvis: 8 of the top, 8 below it, 4 feet; (20, 3)."""
+    around = np.linspace(0, 2 * np.pi, 8, endpoint=False) + np.pi / 8
+    ring = np.stack([np.cos(around), 0 * around, np.sin(around)], -1)
+    top = seat[1] - 0.065
+    rings = [(0.13, top), (0.13, top - 0.035), (0.11, 0.0)]
+    places = [seat * [1, 0, 1] + radius * ring + [0, height, 0] for radius, height in rings]
+    return np.concatenate([places[0], places[1], places[2][::2]])
+
+
+def draw_scene(seed: int) -> Scene:
+    """Draw everything but the action."""
+    rng = np.random.default_rng([0, seed])
+    height = 2 * round(rng.uniform(*HEIGHT) / 2)
+    width = 2 * round(height * rng.uniform(*ASPECT) / 2)
+    frames = int(rng.integers(FRAMES[0], FRAMES[1], endpoint=True))
+    exposures = int(rng.choice([1, 2, 3], p=[0.65, 0.2, 0.15]))
+    backdrop, tones_behind, floor = _backdrop(rng, height, width)
+    speed = rng.uniform(0.2, 1.6) if rng.random() < 0.4 else 0.0  # pixels a frame
+    heading = rng.uniform(0, 2 * np.pi)
+    scroll = speed * np.array([np.cos(heading), 0 if floor else np.sin(heading)])
+    clutter = tuple(_clutter(rng, height, width) for _ in range(rng.choice([0, 0, 1, 2, 3, 4])))
+    gain, gamma = rng.uniform(0.75, 1.15), rng.uniform(0.8, 1.25)
+    ramp = np.linspace(0, 1, 256)[:, None] ** gamma * 255 * gain * rng.uniform(0.93, 1.07, 3)
+    noise = rng.normal(0, rng.uniform(0, 6), (height + 16, width + 16, 3))
+    toward = rng.uniform(0, np.pi)
+    # Mostly frontal to three-quarter views, some profiles.
+    side = rng.uniform(0, 55) if rng.random() < 0.85 else rng.uniform(55, 80)
+    azimuth = np.deg2rad(rng.choice([-1, 1]) * side)
+    behind = rng.uniform(0.35, 0.6) * rng.choice([-1, 1]), -rng.uniform(0.5, 0.8)
+    turned = np.exp(-1j * azimuth) * complex(*behind)  # so that it is behind as the camera sees it
+    return Scene(
+        height=height,
+        width=width,
+        frames=frames,
+        exposures=exposures,
+        body=random_body(rng),
+        build=rng.uniform(0.88, 1.25),
+        colors=_wardrobe(rng, tones_behind),
+        camera=_camera(rng, azimuth, height, frames, exposures),
+        backdrop=backdrop,
+        scroll=scroll,
+        clutter=clutter,
+        shadow=rng.uniform(0.2, 0.55) if rng.random() < 0.75 else 0.0,
+        stool=(turned.real, turned.imag) if rng.random() < 0.5 else None,
+        light=np.array([np.cos(toward), -np.sin(toward)]),
+        tones=np.clip(ramp, 0, 255).astype(np.uint8)[None],
+        noise=noise.round().astype(np.int16),
+        noise_at=rng.integers(0, 17, (frames, 2)),
+    )
+
+
+def _camera(
+    rng: np.random.Generator, azimuth: float, height: int, frames: int, exposures: int
+) -> Camera:
+    """A camera that drifts slowly and is held by hand, some more firmly than others."""
+    seconds = np.arange(frames * exposures) / (FPS * exposures)
+    drift = wander(rng, 0.35 * seconds, 5)  # (N, 5): slow
+    shake = wander(rng, 3 * seconds, 3)  # (N, 3): up to 4 Hz
+    unsteady = rng.choice([0.0, 1.0]) * rng.uniform(0.1, 1.0)
+    moving = rng.choice([0.0, 1.0]) * rng.uniform(0.3, 1.0)
+    shift = 0.02 * moving * drift[:, :2] + 0.006 * unsteady * shake[:, :2]  # of the height
+    return Camera(
+        azimuth=azimuth + np.deg2rad(5) * moving * drift[:, 2],
+        elevation=np.deg2rad(rng.uniform(-3, 18)),
+        distance=rng.uniform(3.5, 8),
+        scale=height * rng.uniform(0.57, 0.72) * (1 + 0.02 * moving * drift[:, 3]),
+        shift=height * (shift + rng.uniform(-0.02, 0.02, 2)),
+        tilt=np.deg2rad(rng.uniform(-2, 2) + moving * drift[:, 4] + 0.4 * unsteady * shake[:, 2]),
+        aim=rng.uniform(0.52, 0.56),
+    )
+
+
+def _wardrobe(rng: np.random.Generator, behind: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Colours of skin, hair and clothes that stand out from the colours ``behind`` them."""
+
+    def visible(draw: Callable[[], np.ndarray], margin: float) -> np.ndarray:
+        candidates = [draw() for _ in range(12)]
+        margins = [min(np.linalg.norm(c - b) for b in behind) for c in candidates]
+        enough = [c for c, m in zip(candidates, margins, strict=True) if m > margin]
+        return enough[0] if enough else candidates[int(np.argmax(margins))]
+
+    def skin() -> np.ndarray:
+        fair, dark = np.array([240, 200, 175]), np.array([90, 56, 40])
+        return fair + rng.random() * (dark - fair)
+
+    def cloth() -> np.ndarray:
+        return rng.uniform(25, 235) + rng.uniform(0.2, 1) * rng.uniform(-90, 90, 3)
+
+    tone, shirt, trousers = visible(skin, 50), visible(cloth, 75), visible(cloth, 75)
+    sleeves = rng.integers(0, 3)  # none, short, long
+    shorts = rng.random() < 0.3
+    colors = {
+        "skin": tone,
+        "hair": np.array([30, 20, 15]) + rng.random() * np.array([150, 110, 70]),
+        "shirt": shirt,
+        "upper sleeve": shirt if sleeves > 0 else tone,
+        "lower sleeve": shirt if sleeves > 1 else tone,
+        "trousers": trousers,
+        "lower leg": tone if shorts else trousers,
+        "shoes": visible(cloth, 50),
+        "stool": cloth(),
+    }
+    return {cover: np.clip(color, 8, 245) for cover, color in colors.items()}
+
+
+def _backdrop(
+    rng: np.random.Generator, height: int, width: int
+) -> tuple[np.ndarray, list[np.ndarray], bool]:
+    """A wall, often with a floor: its picture, its main colours, and whether there is a floor."""
+    high, wide = height + 48, width + 48
+    wall = rng.uniform(40, 215) + rng.uniform(-35, 35, 3)
+    picture = wall + _texture(rng, high, wide) * rng.uniform(-32, 32, 3)
+    for _ in range(rng.choice([0, 0, 1, 2, 3])):  # pictures and windows
+        x, y = int(rng.uniform(0, wide)), int(rng.uniform(0, 0.55 * high))
+        w, h = rng.uniform(0.08, 0.25, 2) * height
+        picture[y : y + int(h), x : x + int(w)] += rng.uniform(-45, 45, 3)
+    colors = [wall]
+    floor = bool(rng.random() < 0.65)
+    if floor:
+        top = int(24 + height * rng.uniform(0.56, 0.7))
+        ground = wall + rng.choice([-1, 1]) * rng.uniform(15, 60) + rng.uniform(-15, 15, 3)
+        picture[top:] = ground + _texture(rng, high - top, wide) * rng.uniform(-20, 20, 3)
+        if rng.random() < 0.5:
+            picture[top - 3 : top] = (wall + ground) / 2 - 30  # a skirting board
+        colors.append(ground)
+    return np.clip(picture, 0, 255).astype(np.uint8), colors, floor
+
+
+def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A random pattern: float (height, width, 1), about -1..1."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    angle = rng.uniform(0, np.pi)
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    period = rng.uniform(10, 50)  # pixels
+    kind = rng.choice(["gradient", "noise", "stripes", "checks", "blobs"])
+    if kind == "gradient":
+        pattern = 2 * (along - along.min()) / np.ptp(along) - 1
+    elif kind == "stripes":
+        pattern = np.clip(rng.uniform(1, 4) * np.sin(2 * np.pi * along / period), -1, 1)
+    elif kind == "checks":
+        pattern = np.sign(np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period))
+        pattern = cv2.GaussianBlur(pattern, (0, 0), rng.uniform(0.6, 2))
+    elif kind == "noise":
+        pattern = np.zeros((height, width), np.float32)
+        for cells in (3, 6, 12, 24, 48):
+            grid = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
+            grid *= cells ** -rng.uniform(0.1, 0.9) * 1.5
+            pattern += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+    else:
+        pattern = np.zeros((height, width), np.float32)
+        for _ in range(30):
+            center = (int(rng.uniform(0, width)), int(rng.uniform(0, height)))
+            radius, value = int(rng.uniform(4, 26)), rng.uniform(-1, 1)
+            cv2.circle(pattern, center, radius, value, cv2.FILLED)
+        pattern = cv2.GaussianBlur(pattern, (0, 0), rng.uniform(0.7, 4))
+    return pattern[..., None]
+
+
+def _clutter(rng: np.random.Generator, height: int, width: int) -> Clutter:
+    """A convex shape of 5 to 20 percent of the picture's height."""
+    corners = rng.choice([3, 4, 5, 20])
+    around = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+    size = rng.uniform(0.025, 0.1, 2) * height
+    heading = rng.uniform(0, 2 * np.pi)
+    return Clutter(
+        outline=np.stack([np.cos(around), np.sin(around)], -1) * size,
+        start=rng.uniform(0, 1, 2) * [width, height],
+        velocity=rng.uniform(0.2, 2.2) * np.array([np.cos(heading), np.sin(heading)]),
+        spin=rng.uniform(-0.08, 0.08),
+        color=tuple(rng.uniform(30, 225) + rng.uniform(-50, 50, 3)),
+    )
+
+
+def _draw(shot: Shot) -> np.ndarray:
+    """Paint the frames: uint8 (T, H, W, 3)."""
+    scene = shot.scene
+    frames = np.empty((scene.frames, scene.height, scene.width, 3), np.uint8)
+    outlines = _outlines(shot)
+    for i in range(scene.frames):
+        exposed: list[np.ndarray] = []
+        for n in range(i * scene.exposures, (i + 1) * scene.exposures):
+            picture = _paint_backdrop(scene, n)
+            _paint_shadow(picture, shot, n)
+            if shot.stool is not None:
+                _paint_stool(picture, shot.stool[n], scene)
+            _paint_figure(picture, shot, outlines[:, n], n)
+            exposed.append(picture)
+        blurred = np.asarray(np.mean(exposed, axis=0, dtype=np.float32).round(), np.uint8)
+        top, left = scene.noise_at[i]
+        noise = scene.noise[top : top + scene.height, left : left + scene.width]
+        cv2.add(cv2.LUT(blurred, scene.tones), noise, dst=frames[i], dtype=cv2.CV_8U)
+    return frames
+
+
+def _paint_backdrop(scene: Scene, n: int) -> np.ndarray:
+    """The backdrop and the clutter before it, as the camera sees them at moment n."""
+    camera, time = scene.camera, n / scene.exposures
+    size = np.array([scene.width, scene.height])
+    zoom = camera.scale[n] / camera.scale.mean()
+    cos, sin = zoom * np.cos(camera.tilt[n]), zoom * np.sin(camera.tilt[n])
+    turn = np.array([[cos, -sin], [sin, cos]])
+    middle = np.array(scene.backdrop.shape[1::-1]) / 2
+    offset = size / 2 + camera.shift[n] + scene.scroll * time - turn @ middle
+    picture: np.ndarray = cv2.warpAffine(
+        scene.backdrop, np.column_stack([turn, offset]), size.tolist(), flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
+    )  # fmt: skip
+    for shape in scene.clutter:
+        cos, sin = np.cos(shape.spin * time), np.sin(shape.spin * time)
+        margin = 0.1 * scene.height  # what leaves on one side comes in on the other
+        place = (shape.start + shape.velocity * time) % (size + 2 * margin) - margin
+        outline = shape.outline @ np.array([[cos, sin], [-sin, cos]]) + place + camera.shift[n]
+        _fill(picture, _fixed_point(outline), shape.color)
+    return picture
+
+
+def _paint_shadow(picture: np.ndarray, shot: Shot, n: int) -> None:
+    """Darken the floor under the figure."""
+    scene = shot.scene
+    if not scene.shadow:
+        return
+    mask = np.full((scene.height // 2, scene.width // 2), 255, np.uint8)  # soft: half the pixels do
+    dark = 255 * (1 - scene.shadow)
+    places = _fixed_point(shot.shadows[n, _JOINTS] / 2)
+    widths = np.maximum(1, scene.camera.scale[n] * scene.build * _RADII).astype(int)
+    for start, end in zip(_STARTS, _ENDS, strict=True):
+        cv2.line(mask, places[start].tolist(), places[end - 1].tolist(), dark, int(widths[start]),
+                 cv2.LINE_AA, _SUBPIXEL_BITS)  # fmt: skip
+    light = cv2.resize(cv2.blur(mask, (5, 5)), (scene.width, scene.height))
+    cv2.multiply(picture, cv2.merge([light, light, light]), dst=picture, scale=1 / 255)
+
+
+def _paint_stool(picture: np.ndarray, corners: np.ndarray, scene: Scene) -> None:
+    """Paint a stool from its corners (20, 2)."""
+    wood = scene.colors["stool"]
+    points = _fixed_point(corners)
+    for top, foot in zip(points[8:16:2], points[16:], strict=True):
+        cv2.line(picture, top.tolist(), foot.tolist(), (0.6 * wood).tolist(), 2, cv2.LINE_AA,
+                 _SUBPIXEL_BITS)  # fmt: skip
+    _fill(picture, points[:16], 0.75 * wood)
+    _fill(picture, points[:8], wood)
+
+
+def _outlines(shot: Shot) -> np.ndarray:
+    """The circles of all layers, in fixed point: (layers, N, circles, 12, 2)."""
+    scene = shot.scene
+    scale = (scene.camera.scale * scene.camera.distance)[:, None] / shot.depths[:, _JOINTS]
+    radii = (scene.build * _RADII * scale)[..., None, None]  # (N, circles, 1, 1)
+    centers = shot.points[:, _JOINTS, None]  # (N, circles, 1, 2)
+    layers = [
+        centers + radii * (size * _CIRCLE + shift * scene.light) for _, size, shift in _LAYERS
+    ]
+    return _fixed_point(np.stack(layers))
+
+
+def _paint_figure(picture: np.ndarray, shot: Shot, outlines: np.ndarray, n: int) -> None:
+    """Paint the parts of the body, the farthest one first."""
+    depths = np.add.reduceat(shot.depths[n, _JOINTS], _STARTS) / (_ENDS - _STARTS)
+    depths[_COVERS.index("hair")] += 0.015  # in profile the face is in front
+    nearness = np.clip(1 - 0.5 * (depths - depths.mean()), 0.8, 1.2)  # what is far is darker
+    for part in np.argsort(-depths, kind="stable"):
+        color = shot.scene.colors[_COVERS[part]] * nearness[part]
+        for layer, (shade, _, _) in enumerate(_LAYERS):
+            _fill(picture, outlines[layer, _STARTS[part] : _ENDS[part]], shade * color)
+
+
+def _fixed_point(points: np.ndarray) -> np.ndarray:
+    return np.round(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+
+
+def _fill(picture: np.ndarray, points: np.ndarray, color: np.ndarray | tuple[float, ...]) -> None:
+    """Fill the convex hull of fixed-point points (..., 2)."""
+    hull = cv2.convexHull(points.reshape(-1, 1, 2))
+    cv2.fillConvexPoly(picture, hull, tuple(map(float, color)), cv2.LINE_AA, _SUBPIXEL_BITS)
+
+
+def write_video(path: str | os.PathLike[str], frames: np.ndarray, *, fps: int = FPS) -> None:
+    """Write H.264 in mp4, atomically. The same frames give the same bytes with the same FFmpeg.
+
+    Args:
+        path: a local file; its folder is made if need be.
+        frames: uint8 (T, H, W, 3) RGB, T at least 1, H and W even.
+        fps: frames per second.
+
+    Raises:
+        UsageError: wrong type or shape.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise UsageError(f"frames must be uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
+    if frames.shape[1] % 2 or frames.shape[2] % 2:
+        height, width = frames.shape[1:3]
+        raise UsageError(f"frames of {width}x{height} pixels: H.264 takes even sizes; crop a row")
+    with (
+        files.atomic_path(Path(path)) as temporary,
+        av.open(str(temporary), "w", format="mp4") as container,
+    ):
+        # The bytes would depend on the number of threads and, with x264's macroblock tree, on what
+        # was in memory before.
+        options = {"crf": "20", "preset": "veryfast", "mbtree": "0"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.thread_count = 1
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for i, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def render_dataset(
+    folder: str | os.PathLike[str],
+    *,
+    per_class: int,
+    seed: int,
+    progress: bool = False,
+    workers: int = 1,
+) -> int:
+    """Write ``folder/<class name>/<class-name>-<number>.mp4`` for all of `ACTIONS`.
+
+    Files that are there are left alone, so that a broken run goes on where it stopped. A video
+    depends on the seed, its class and its number alone; sets of other seeds have other videos.
+
+    Args:
+        folder: a local folder, made if need be.
+        per_class: videos of each class.
+        seed: at least 0.
+        progress: show a progress bar on standard error.
+        workers: processes.
+
+    Returns:
+        The number of videos that were rendered.
+
+    Raises:
+        UsageError: a negative seed, or fewer than one video or worker.
+    """
+    if min(per_class, workers) < 1 or seed < 0:
+        least = f"per_class={per_class} and workers={workers} must be at least 1"
+        raise UsageError(f"{least}, seed={seed} at least 0")
+    jobs = []
+    for number in range(per_class):
+        for c, action in enumerate(ACTIONS):
+            path = Path(folder) / action / f"{action.replace(' ', '-')}-{number:04d}.mp4"
+            if not path.exists():
+                state = np.random.SeedSequence([seed, c, number]).generate_state(2)
+                jobs.append((path, action, int(state[0]) << 32 | int(state[1])))
+    title = "render" if progress else None
+    with console.progress_bar(title, total=len(jobs), unit="videos") as bar:
+        if workers == 1:
+            for done, job in enumerate(jobs, start=1):
+                _render_file(*job)
+                bar.update(done)
+            return len(jobs)
+        # Not forked: a child of a process with threads, such as torch's, may hang.
+        with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
+            running = [pool.submit(_render_file, *job) for job in jobs]
+            try:
+                for done, finished in enumerate(as_completed(running), start=1):
+                    finished.result()
+                    bar.update(done)
+            except BaseException:  # Ctrl-C included: what has not begun is not waited for
+                pool.shutdown(cancel_futures=True)
+                raise
+    return len(jobs)
+
+
+def _render_file(path: Path, action: str, seed: int) -> None:
+    write_video(path, render_video(action, seed))
