@@ -101,7 +101,7 @@ class _Log:
         self.title, self.total, self.unit = title, total, unit
         self.start = self.last = time.monotonic()
         self.first: float | None = None
-        self.position = 0.0
+        self.position, self.printed = 0.0, 0.0
         self.note = ""
 
     def update(self, position: float, *, total: float | None = None, note: str = "") -> None:
@@ -112,7 +112,7 @@ class _Log:
             self._line()
 
     def _line(self) -> None:
-        self.last = time.monotonic()
+        self.last, self.printed = time.monotonic(), self.position
         rate = (self.position - (self.first or 0)) / max(self.last - self.start, 1e-9)
         left = ""
         if self.total is not None and rate > 0:
@@ -122,8 +122,8 @@ class _Log:
         sys.stderr.flush()
 
     def finish(self) -> None:
-        if self.last > self.start:  # something was printed, so say how it ended
-            self._line()
+        if self.last > self.start and self.position != self.printed:
+            self._line()  # something was printed, so say how it ended
 
 
 def _counts(position: float, total: float | None, rate: float, unit: str) -> str:

@@ -38,8 +38,8 @@ from i3d.tasks.predictions import read_predictions
 PRESET = "kinetics-i3d-48"
 CLASSES = ("archery", "bowling", "clapping")
 FAST = Options(views=Views(frames=16), workers=0, device="cpu")
-# Logits of other batches, processes and thread counts; measured: 5e-7 of ±1.
-NOISE = 1e-5
+# Logits of other batches, processes and thread counts; measured: 1.7e-7 of ±0.23.
+NOISE = 2e-6
 
 
 @pytest.fixture(scope="module")
