@@ -20,7 +20,7 @@ from os import fspath
 from pathlib import Path, PurePosixPath
 
 from i3d import files
-from i3d.errors import DatasetError
+from i3d.errors import DatasetError, StorageError
 from i3d.files import Location
 
 MAX_TEXT_BYTES = 1 << 28  # 256 MiB; the annotations of Kinetics-600's training set are 25 MB
@@ -266,11 +266,20 @@ def unquote_field(text: str) -> str:
 
 @contextmanager
 def readable(location: str) -> Iterator[None]:
-    """Turns what a file system raises into a DatasetError: every remote one has its own errors."""
+    """Turns what a file system raises into an error of ours: every remote one has its own.
+
+    Raises:
+        StorageError: the disk or server fails.
+        DatasetError: the file is not there, not a file, or may not be read.
+    """
     try:
         yield
     except FileNotFoundError as e:
         raise DatasetError(f"cannot read {location}: no such file or folder") from e
+    except OSError as e:
+        if isinstance(e, IsADirectoryError | NotADirectoryError | PermissionError):
+            raise DatasetError(f"cannot read {location}: {e}") from e
+        raise StorageError(f"cannot read {location}: {e}") from e
     except Exception as e:
         raise DatasetError(f"cannot read {location}: {e or type(e).__name__}") from e
 

@@ -21,5 +21,12 @@ class DatasetError(I3DError):
     """A dataset, class list or shard that cannot be understood."""
 
 
+class StorageError(I3DError):
+    """A server or disk that cannot be read or written now; the data are not at fault.
+
+    Jobs end with it, where they would skip what is damaged: after an outage they are run again.
+    """
+
+
 class UsageError(I3DError):
     """A mistake in the call itself; the command line exits with 2."""

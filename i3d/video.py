@@ -41,7 +41,7 @@ from av.stream import Discard, Disposition
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from i3d import files
-from i3d.errors import UsageError, VideoError
+from i3d.errors import StorageError, UsageError, VideoError
 from i3d.presets import KINETICS_I3D
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
@@ -115,6 +115,7 @@ def read_video(
 
     Raises:
         VideoError: the source cannot be opened or decoded, or ends before ``start_seconds``.
+        StorageError: a URL's server fails.
         UsageError: an argument makes no sense.
 
     Warns:
@@ -198,6 +199,7 @@ class VideoReader:
 
     Raises:
         VideoError: the source cannot be opened or decoded, or ends before ``start_seconds``.
+        StorageError: a URL's server fails.
         UsageError: an argument makes no sense, or the reader is iterated a second time.
     """
 
@@ -743,6 +745,8 @@ class _SourceFile:
             return
         if not isinstance(error, Exception):
             raise error
+        if files.is_url(self.label):  # it was there when it was opened
+            raise StorageError(f"cannot read {self.label}: {error}") from error
         remedy = "; open the file in binary mode" if isinstance(error, TypeError) else ""
         raise VideoError(f"cannot read {self.label}: {error}{remedy}") from error
 
@@ -772,6 +776,9 @@ def _open_location(location: files.Location) -> IO[bytes]:
     except IsADirectoryError as error:
         raise VideoError(f"{name} is a folder; give a video file") from error
     except Exception as error:  # fsspec's file systems raise errors of their own
+        outage = isinstance(error, OSError) and not isinstance(error, PermissionError)
+        if files.is_url(name) and outage:
+            raise StorageError(f"cannot open {name}: {error or type(error).__name__}") from error
         raise VideoError(f"cannot open {name}: {error or type(error).__name__}") from error
 
 

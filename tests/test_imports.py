@@ -18,12 +18,13 @@ ALLOWED = {
     "files": {"errors"},
     "console": set(),
     "distributed": {"errors"},
+    "workers": set(),
     "classes": {"errors", "files"},
     "video": {"errors", "files", "presets"},
     "flow": {"errors", "presets"},
     "clips": {"errors", "presets"},
     "metrics": {"errors"},
-    "data": {"errors", "files", "presets", "classes", "video", "flow", "clips"},
+    "data": {"errors", "files", "presets", "classes", "video", "flow", "clips", "workers"},
     "models": {"errors", "files", "presets", "classes", "console"},
 }
 JOINING = {"tasks", "cli", "demo", "__init__", "__main__"}

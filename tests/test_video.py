@@ -32,7 +32,7 @@ from videos import (
 )
 
 from i3d import video
-from i3d.errors import UsageError, VideoError
+from i3d.errors import StorageError, UsageError, VideoError
 from i3d.video import DamagedVideoWarning, VideoReader, probe_video, read_video
 
 CLIPS = Path(__file__).resolve().parents[1].parent / "shared" / "clips"
@@ -718,6 +718,28 @@ def picture_with_cover(path):
         output.mux(cover.encode(picture.reformat(format="yuvj420p")))
         output.mux(cover.encode(None))
     return path
+
+
+def test_a_server_that_fails_is_no_videos_fault(monkeypatch):
+    """Neither when it is asked first nor in the middle: a job must end, not skip its videos."""
+
+    def refused(_):
+        raise ConnectionRefusedError("connection refused")
+
+    monkeypatch.setattr(video.files, "open_read", refused)
+    with pytest.raises(StorageError, match=r"cannot open s3://b/x\.mp4: connection refused"):
+        read_video("s3://b/x.mp4")
+
+    class Fails(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > 20_000:
+                raise ConnectionResetError("the server hung up")
+            return super().read(size)
+
+    data = video_bytes(noise_images(20))
+    monkeypatch.setattr(video.files, "open_read", lambda _: Fails(data))
+    with pytest.raises(StorageError, match=r"cannot read s3://b/long\.mp4: the server hung up"):
+        read_video("s3://b/long.mp4")
 
 
 def test_one_clear_error_each(tmp_path):

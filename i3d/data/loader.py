@@ -26,6 +26,7 @@ from i3d.data.pictures import Stream
 from i3d.data.shards import PlannedSample, ShardDataset
 from i3d.errors import DatasetError, I3DError, UsageError, VideoError
 from i3d.presets import Preset
+from i3d.workers import end_with_parent
 
 if TYPE_CHECKING:
     import torch
@@ -348,6 +349,8 @@ def check_shared_memory(workers: int, views: Views, preset: Preset) -> None:
 def _start_worker(_: int) -> None:
     """One thread a worker: they share the cores with each other and with the model."""
     import cv2
+
+    end_with_parent()
 
     cv2.setNumThreads(1)
     os.environ["NUMBA_NUM_THREADS"] = "1"

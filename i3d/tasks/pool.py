@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import tempfile
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,8 @@ from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import IO, Any, Generic, TypeVar
+
+from i3d.workers import end_with_parent
 
 Task = TypeVar("Task")
 
@@ -217,7 +218,7 @@ def _read_outcome(channel: Connection) -> Outcome:
 def _serve(channel: Connection, work: Callable[[Any], Result], environment: dict[str, str]) -> None:
     """What a worker process does: tasks in, outcomes out, until the parent is gone."""
     os.environ.update(environment)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     while True:
         try:
             task = channel.recv()
@@ -234,14 +235,6 @@ def _serve(channel: Connection, work: Callable[[Any], Result], environment: dict
             os.lseek(file.fileno(), 0, os.SEEK_SET)
             reduction.send_handle(channel, file.fileno(), None)
         result.close()
-
-
-def _die_with_parent() -> None:
-    """A parent that was killed cannot end its workers: they watch it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _picklable(error: Exception) -> Exception:

@@ -20,7 +20,7 @@ import torch
 
 from i3d.clips import flow_clip, loop_frames, rgb_clip
 from i3d.console import progress_bar
-from i3d.errors import CheckpointError, I3DError, UsageError, VideoError
+from i3d.errors import CheckpointError, I3DError, StorageError, UsageError, VideoError
 from i3d.flow import optical_flow
 from i3d.metrics import probabilities
 from i3d.models.i3d import I3D
@@ -259,7 +259,7 @@ class Predictor:
         for video in videos:
             try:
                 yield self.predict(video, top_k=top_k, every_seconds=every_seconds)
-            except VideoError as error:
+            except (VideoError, StorageError) as error:
                 yield error
 
     def _logits(self, frames: np.ndarray, clip_frames: int) -> np.ndarray:
