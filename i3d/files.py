@@ -137,8 +137,13 @@ def _plain_errors(doing: str = "") -> Iterator[None]:
         raise kind(doing + _first_line(error)) from error
 
 
+MAX_REASON_CHARS = 300
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    # HDFS lists all that it knows of every DataNode
+    return line if len(line) <= MAX_REASON_CHARS else f"{line[:MAX_REASON_CHARS]}..."
 
 
 def _fresh(url: Location) -> tuple[Any, str]:
