@@ -6,12 +6,14 @@ Local files are opened directly; everything with a ``scheme://`` goes through fs
 Every call asks fsspec for the file system object of its process and thread.
 """
 
+import errno
 import io
 import os
 import re
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +44,10 @@ _opened: dict[int, Any] = {}
 ANSWER_SECONDS = 10
 _MUST_ANSWER = _HDFS | {"s3", "s3a"}
 _IMPATIENT = {"dfs.client.failover.max.attempts": "2"}
+# hdfs-native gives up a file whose first DataNode has just died; asked again, the NameNode may
+# name others.
+WRITE_AGAIN_SECONDS = (1, 10)
+
 _answered: set[tuple[int, str]] = set()  # (process, server)
 
 
@@ -77,7 +83,8 @@ def filesystem(url: Location) -> tuple[Any, str]:
         )
     if protocol in _HDFS and (odd := re.search("[?#;]", rest)):
         # hdfs-native drops the rest of the name, and so would read or replace another file.
-        raise OSError(f"{text}: a name with {odd[0]!r} cannot be used on HDFS; rename it")
+        reason = f"a name with {odd[0]!r} cannot be used on HDFS; rename it"
+        raise OSError(errno.EINVAL, reason, text)  # of this file, not of the server
     try:
         fs, name = fsspec.core.url_to_fs(text)
     except ImportError as error:
@@ -393,6 +400,13 @@ def _flush(path: Path) -> None:
 def _upload(local: Path, url: Location, *, replace: bool) -> None:
     fs, name = filesystem(url)
     with _plain_errors(f"cannot write {os.fspath(url)}: "):
+        for seconds in WRITE_AGAIN_SECONDS if fs.protocol in _HDFS else ():
+            try:
+                return _put(local, fs, name, replace=replace)
+            except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError):
+                raise
+            except Exception:
+                time.sleep(seconds)
         _put(local, fs, name, replace=replace)
 
 

@@ -19,6 +19,7 @@ Only frames that are put out are converted and resized, each once.
 """
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -777,7 +778,8 @@ def _open_location(location: files.Location) -> IO[bytes]:
         raise VideoError(f"{name} is a folder; give a video file") from error
     except Exception as error:  # fsspec's file systems raise errors of their own
         outage = isinstance(error, OSError) and not isinstance(error, PermissionError)
-        if files.is_url(name) and outage:
+        odd_name = getattr(error, "errno", None) == errno.EINVAL
+        if files.is_url(name) and outage and not odd_name:
             raise StorageError(f"cannot open {name}: {error or type(error).__name__}") from error
         raise VideoError(f"cannot open {name}: {error or type(error).__name__}") from error
 

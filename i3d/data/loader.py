@@ -326,8 +326,14 @@ def load_videos(
         yield video
 
 
-def check_shared_memory(workers: int, views: Views, preset: Preset) -> None:
+def check_shared_memory(workers: int, views: Views, preset: Preset, *, processes: int = 1) -> None:
     """Refuse to begin where workers would die of a full /dev/shm, as in a default container.
+
+    Args:
+        workers: of each process.
+        views: what they read of each video.
+        preset: likewise.
+        processes: that share the memory.
 
     Raises:
         UsageError: says how much there is and is needed, and what to do.
@@ -336,13 +342,13 @@ def check_shared_memory(workers: int, views: Views, preset: Preset) -> None:
         return
     # An upper bound for one clip of both streams: 5 bytes a pixel.
     each = 5 * views.frames * preset.crop**2 * (2 if views.crops > 1 else 1) * min(views.clips, 4)
-    needed, free = each * workers * PREFETCH, shutil.disk_usage(SHARED_MEMORY).free
+    needed, free = each * workers * processes * PREFETCH, shutil.disk_usage(SHARED_MEMORY).free
     if free < needed:
-        most = free // (each * PREFETCH)
+        most = free // (each * processes * PREFETCH)
         raise UsageError(
-            f"{workers} workers need {needed >> 20} MiB of shared memory and {SHARED_MEMORY} has "
-            f"{free >> 20} MiB free; give the container more (--shm-size, or an emptyDir at "
-            f"{SHARED_MEMORY}) or pass --workers {most}"
+            f"{workers * processes} workers need {needed >> 20} MiB of shared memory and "
+            f"{SHARED_MEMORY} has {free >> 20} MiB free; give the container more (--shm-size, or "
+            f"an emptyDir at {SHARED_MEMORY}) or pass --workers {most}"
         )
 
 

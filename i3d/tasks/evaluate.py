@@ -156,7 +156,9 @@ def evaluate(
     }
     about = _about(plan, networks, options)
     source = plan.source(find_preset(about.preset))
-    check_shared_memory(workers, options.views, find_preset(about.preset))
+    check_shared_memory(
+        workers, options.views, find_preset(about.preset), processes=world.local_size
+    )
     parts = None if predictions is None else Parts(predictions, about, rank=world.rank)
     if parts is not None and not resume:
         parts.refuse()
@@ -379,6 +381,7 @@ class _Job:
         self.skipped = {i: UNLABELLED for i in mine if source.labels[i] is None}
         self.batch_size = 0
         self._unwritten: list[int] = []
+        self._kept = False  # whether a part of this run was written
         self._right = self._done = 0  # of this run
 
     @property
@@ -458,9 +461,17 @@ class _Job:
         return f"top-1 {self._right / self._done:.2%}" if self._done else ""
 
     def _write(self) -> None:
-        if self.parts is not None and self._unwritten:
+        if self.parts is None or not self._unwritten:
+            return
+        try:
             self.parts.write(self._part(self._unwritten, {}))
-            self._unwritten = []
+        except OSError as error:
+            if not self._kept:
+                raise  # a wrong place, said in the first minute
+            click.echo(f"{error}; it is tried again with the next part", err=True)
+            return
+        self._kept = True
+        self._unwritten = []
 
     def part(self) -> Part:
         """All that this process has to report."""
@@ -553,6 +564,7 @@ def run(
     if result is None:
         return 0
     evaluation = result.evaluation
+    show(evaluation, as_json=as_json)  # first: a file that cannot be written costs no figures
     if output is not None:
         text = json.dumps(evaluation.as_dict(), indent=2, ensure_ascii=False) + "\n"
         files.write(output, text.encode())
@@ -560,7 +572,6 @@ def run(
         from i3d.tasks.evaluation_page import write_page
 
         write_page(evaluation, report, thumbnails=result.thumbnails)
-    show(evaluation, as_json=as_json)
     for location in (output, report, predictions):
         if location is not None:
             click.echo(f"wrote {location}", err=True)
