@@ -318,6 +318,82 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("shards")
+@click.option("--stream", type=click.Choice(["rgb", "flow"]), required=True, help="Of the network.")
+@click.option("--output", required=True, metavar="DIR", help="Folder of the run.")
+@click.option(
+    "--init",
+    default="scratch",
+    show_default=True,
+    metavar="scratch|CHECKPOINT|inflate:FILE",
+    help="What to begin with; FILE is a 2D googlenet's .safetensors.",
+)
+@click.option("--val", metavar="SHARDS", help="Validate on these, of the same classes.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --output, if there is one.")
+@click.option(
+    "--recipe",
+    type=click.Choice(["original", "finetune"]),
+    default="original",
+    show_default=True,
+    help="SGD by the authors' steps, or AdamW with warm-up and cosine.",
+)
+@click.option("--epochs", type=int, help="Length of the run.  [default: 30 with finetune]")
+@click.option("--steps", type=int, help="Likewise.  [default: the authors' with original]")
+@click.option("--learning-rate", type=float, help="The peak.  [default: 0.1; finetune: 1e-4]")
+@click.option("--weight-decay", type=float, help="[default: 1e-7; finetune: 0.05]")
+@click.option("--momentum", type=float, help="Of SGD.  [default: 0.9]")
+@click.option("--warmup-steps", type=int, help="[default: 0; finetune: 5 % of all]")
+@click.option("--batch-size", type=int, help="Clips at a time, of each process.  [default: 6]")
+@click.option(
+    "--accumulate", default=1, show_default=True, help="Batches whose gradients make one step."
+)
+@click.option("--frames", default=64, show_default=True, help="Of each clip.")
+@click.option("--flip/--no-flip", default=True, help="Mirror half of the clips.  [default: flip]")
+@click.option("--dropout", default=0.5, show_default=True, help="Before the classifier.")
+@click.option("--label-smoothing", default=0.0, show_default=True, help="Share of the target.")
+@click.option("--clip-gradients", type=float, metavar="NORM", help="Bound of the gradients' norm.")
+@click.option("--ema", type=float, metavar="DECAY", help="Keep a moving average of the weights.")
+@click.option("--freeze", metavar="ENDPOINT", help="Leave the layers up to this one as they are.")
+@click.option("--width", type=float, help="Of a network from scratch.  [default: 1]")
+@click.option("--sync-batch-norm", is_flag=True, help="Normalise over all processes' clips.")
+@click.option(
+    "--bn-momentum",
+    type=float,
+    help="Of BatchNorm's statistics.  [default: a window that grows to the original's 0.001]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the network's arithmetic; fp16 on CUDA alone.",
+)
+@click.option("--compile", is_flag=True, help="Use torch.compile.")
+@click.option("--seed", default=0, show_default=True, help="Of all that is random.")
+@click.option(
+    "--workers",
+    type=int,
+    help="Processes that read and decode.  [default: the cores; at most 2 on a CPU]",
+)
+@device_option
+@click.option(
+    "--save-steps", default=500, show_default=True, help="Save so often, and after each epoch."
+)
+@click.option("--log-steps", default=10, show_default=True, help="Steps in a row of the log.")
+@click.option("--val-every", default=1, show_default=True, help="Epochs between validations.")
+@click.option("--val-frames", type=int, help="Of a validation clip.  [default: --frames]")
+@json_option
+def train(shards: str, **options: Any) -> int:
+    """Train a network on SHARDS, a folder that precompute wrote.
+
+    Run it under torchrun, mpiexec or srun for several processes and nodes.
+    """
+    from i3d.tasks.train import run
+
+    return run(shards, **options)
+
+
+@cli.command()
 @click.argument("output", default="i3d-demo", type=click.Path(file_okay=False, path_type=Path))
 def demo(output: Path) -> None:
     """Run the embedded example into the folder OUTPUT (default: i3d-demo)."""
