@@ -100,8 +100,8 @@ class Options:
         sync_batch_norm: normalise over all processes' clips.
         compile: ``torch.compile``.
         seed: of all that is random, 0 to 2^32 - 1.
-        workers: processes that read and decode, of each process; None: its share of the cores, at
-            most two on a CPU.
+        workers: processes that read and decode, of each process; None: its share of the cores; on a
+            CPU two, or none if the share is two or less.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         save_steps: save the state so often, besides the end of every epoch.
         log_steps: steps in a row of the log.
