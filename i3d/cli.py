@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 import i3d
+from i3d.demo import PER_CLASS, SEED
 from i3d.errors import I3DError, UsageError
 
 CONTEXT = {
@@ -395,8 +396,20 @@ def train(shards: str, **options: Any) -> int:
 
 @cli.command()
 @click.argument("output", default="i3d-demo", type=click.Path(file_okay=False, path_type=Path))
-def demo(output: Path) -> None:
-    """Run the embedded example into the folder OUTPUT (default: i3d-demo)."""
+@click.option(
+    "--seed", default=SEED, show_default=True, help="Of the videos; another one gives others."
+)
+@click.option("--per-class", default=PER_CLASS, show_default=True, help="Videos of each action.")
+@click.option(
+    "--workers", type=int, help="Processes that render and precompute.  [default: the cores]"
+)
+def demo(output: Path, seed: int, per_class: int, workers: int | None) -> None:
+    """Run the whole system on videos that it renders, into the folder OUTPUT (default: i3d-demo).
+
+    The videos are synthetic: figures that do one of twelve actions. They are precomputed, evaluated
+    with two small networks that come with the package, and shown in OUTPUT/index.html; offline, in
+    two minutes on two cores. Run it again to go on after an interruption.
+    """
     from i3d.demo import run
 
-    run(output)
+    run(output, seed=seed, per_class=per_class, workers=workers)

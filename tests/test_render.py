@@ -7,14 +7,15 @@ import pytest
 
 import i3d
 from i3d.data.kinetics import read_dataset
-from i3d.demo import render
+from i3d.demo import scene
 from i3d.demo.actions import ACTIONS, JOINT, REVERSED, Body, perform
-from i3d.demo.render import draw_scene, render_dataset, render_video, stage, write_video
+from i3d.demo.render import render_dataset, render_video, stage, write_video
+from i3d.demo.scene import draw_scene
 from i3d.errors import UsageError
 
 PAIRS = sorted(REVERSED.items())
 PHASES = (np.arange(64) + 0.5) / 64
-SECONDS = 64 / render.FPS
+SECONDS = 64 / scene.FPS
 BODY = Body()
 
 
@@ -150,8 +151,8 @@ def test_frames():
         count, height, width, channels = frames.shape
         assert frames.dtype == np.uint8
         assert channels == 3
-        assert render.FRAMES[0] <= count <= render.FRAMES[1]
-        assert render.HEIGHT[0] <= height <= render.HEIGHT[1]
+        assert scene.FRAMES[0] <= count <= scene.FRAMES[1]
+        assert scene.HEIGHT[0] <= height <= scene.HEIGHT[1]
         assert 1.15 < width / height < 1.45
         assert height % 2 == width % 2 == 0
         assert frames.std() > 5
@@ -194,7 +195,7 @@ def test_frames_that_cannot_be_written(tmp_path):
 
 def test_dataset(tmp_path, monkeypatch):
     """The layout is our reader's, what is there stays, and each seed has videos of its own."""
-    monkeypatch.setattr(render, "FRAMES", (4, 6))
+    monkeypatch.setattr(scene, "FRAMES", (4, 6))
     assert render_dataset(tmp_path / "a", per_class=2, seed=1) == 24
     dataset = read_dataset(tmp_path / "a", classes="folders")
     assert dataset.classes.names == ACTIONS
@@ -234,7 +235,7 @@ def test_dataset_of_nothing(tmp_path, wrong):
 
 
 def test_progress_is_shown_on_request(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(render, "FRAMES", (2, 2))
+    monkeypatch.setattr(scene, "FRAMES", (2, 2))
     monkeypatch.setattr("i3d.console.LOG_SECONDS", 0)
     render_dataset(tmp_path / "quiet", per_class=1, seed=0)
     assert capsys.readouterr() == ("", "")

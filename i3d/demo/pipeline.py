@@ -1,0 +1,174 @@
+"""The stages of ``i3d demo``: render, precompute, evaluate, predict, show.
+
+Every stage but the first is a task of :mod:`i3d.tasks`, called as its command calls it. The command
+is printed above its result, so that it can be typed again, and changed.
+"""
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from i3d import files
+from i3d.clips import Views
+from i3d.demo.actions import ACTIONS
+from i3d.demo.folder import STREAMS, Folder, open_folder
+from i3d.demo.page import Demo, Step, write_page
+from i3d.demo.render import render_dataset
+from i3d.demo.sequence import SEQUENCE, Segment, render_sequence
+from i3d.distributed import World
+from i3d.errors import I3DError, UsageError
+from i3d.tasks import evaluation_page
+from i3d.tasks.evaluate import Options, evaluate
+from i3d.tasks.evaluation import Evaluation
+from i3d.tasks.precompute import Settings, VideoSet, precompute
+from i3d.tasks.predict import Prediction, Predictor
+from i3d.tasks.process import checked_workers
+
+SHORT_SIDE = 128  # pixels; the networks' preset crops 112 of them
+EVALUATED_FRAMES = 64  # 2.6 seconds, about the length of a video
+TOP_K = 3
+WINDOWS_PER_ACTION = 2  # of the longer video's timeline
+NETWORKS = Path(__file__).parent  # trained; see the package's docstring
+
+
+def run(
+    output: str | os.PathLike[str],
+    *,
+    seed: int,
+    per_class: int,
+    workers: int | None,
+    checkpoints: str | os.PathLike[str] | None,
+) -> Demo:
+    """See :func:`i3d.demo.run`."""
+    alone = World()
+    if seed < 0 or per_class < 1:
+        raise UsageError(f"seed {seed} must be at least 0 and per-class {per_class} at least 1")
+    workers = checked_workers(workers, alone)
+    networks = NETWORKS if checkpoints is None else Path(checkpoints)
+    folder = open_folder(Path(output), seed=seed, per_class=per_class, checkpoints=networks)
+    journal = _Journal()
+    truth = _render(folder, journal, seed=seed, per_class=per_class, workers=workers)
+    _precompute(folder, journal, workers=workers)
+    evaluation = _evaluate(folder, journal)
+    prediction, timeline = _predict(folder, journal, truth)
+    demo = Demo(
+        folder=folder,
+        seed=seed,
+        per_class=per_class,
+        evaluation=evaluation,
+        prediction=prediction,
+        timeline=timeline,
+        truth=truth,
+        steps=tuple(journal.steps),
+    )
+    write_page(demo)
+    click.echo(f"{folder.page}: open it in a browser ({demo.seconds:.0f} s in all)")
+    return demo
+
+
+class _Journal:
+    """The steps so far; each is announced, and timed."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    @contextmanager
+    def step(self, title: str, *command: object) -> Iterator[None]:
+        """Run the block as a step; the command is i3d's, without its name."""
+        typed = shlex.join(["i3d", *map(str, command)]) if command else None
+        click.echo(f"# {title}" if typed is None else f"# {title}\n$ {typed}")
+        start = time.monotonic()
+        yield
+        self.steps.append(Step(title, typed, time.monotonic() - start))
+        click.echo(f"({self.steps[-1].seconds:.1f} s)\n")
+
+
+def _render(
+    folder: Folder, journal: _Journal, *, seed: int, per_class: int, workers: int
+) -> tuple[Segment, ...]:
+    title = f"Render synthetic videos of {len(ACTIONS)} human actions, seed {seed}"
+    with journal.step(title):
+        rendered = render_dataset(
+            folder.videos, per_class=per_class, seed=seed, progress=True, workers=workers
+        )
+        truth = render_sequence(folder.sequence, seed=seed, windows=WINDOWS_PER_ACTION)
+        there = len(ACTIONS) * per_class - rendered
+        click.echo(f"{folder.videos}: {rendered} videos rendered, {there} there before")
+    return truth
+
+
+def _precompute(folder: Folder, journal: _Journal, *, workers: int) -> None:
+    with journal.step(
+        "Decode them, compute optical flow, and write both to shards",
+        *("precompute", folder.videos, folder.shards),
+        *("--short-side", SHORT_SIDE, "--classes", folder.classes),
+    ):
+        precomputed = precompute(
+            VideoSet(folder.videos, classes=os.fspath(folder.classes)),
+            folder.shards,
+            settings=Settings(short_side=SHORT_SIDE),
+            workers=workers,
+            world=World(),
+            progress=True,
+        )
+        click.echo(str(precomputed))
+    if not precomputed.complete:
+        raise I3DError(f"{folder.shards} is not complete; run the demo again to go on")
+
+
+def _evaluate(folder: Folder, journal: _Journal) -> Evaluation:
+    networks = {stream: folder.checkpoint(stream) for stream in STREAMS}
+    with journal.step(
+        "Evaluate the two networks, alone and together",
+        *("evaluate", folder.shards, "--frames", EVALUATED_FRAMES),
+        *("--rgb-checkpoint", networks["rgb"], "--flow-checkpoint", networks["flow"]),
+        *("--output", folder.report, "--report", folder.evaluation_page),
+    ):
+        evaluated = evaluate(
+            folder.shards,
+            networks,
+            options=Options(Views(EVALUATED_FRAMES)),
+            thumbnails=evaluation_page.MISTAKES_SHOWN,
+            world=World(),
+            progress=True,
+        )
+        assert evaluated is not None  # a world of one
+        evaluation = evaluated.evaluation
+        text = json.dumps(evaluation.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        files.write(folder.report, text.encode())
+        evaluation_page.write_page(
+            evaluation, folder.evaluation_page, thumbnails=evaluated.thumbnails
+        )
+        click.echo(str(evaluation))
+    return evaluation
+
+
+def _predict(
+    folder: Folder, journal: _Journal, truth: tuple[Segment, ...]
+) -> tuple[Prediction, Prediction]:
+    """Of one video of an action, and of the longer one, window by window."""
+    checkpoints = [os.fspath(folder.checkpoint(stream)) for stream in STREAMS]
+    options = [word for name in checkpoints for word in ("--checkpoint", name)]
+    sample = os.fspath(folder.sample(ACTIONS[0]))
+    with journal.step(
+        "Say what happens in one video", "predict", sample, *options, "--top-k", TOP_K
+    ):
+        predictor = Predictor(checkpoints)
+        prediction = predictor.predict(sample, top_k=TOP_K)
+        click.echo(str(prediction))
+
+    video = os.fspath(folder.sequence)
+    every_seconds = truth[0].end_seconds / WINDOWS_PER_ACTION
+    with journal.step(
+        f"Say when it happens, in a video of {', '.join(SEQUENCE)}",
+        *("predict", video, *options, "--every", every_seconds, "--top-k", 1),
+    ):
+        timeline = predictor.predict(video, top_k=1, every_seconds=every_seconds)
+        click.echo(str(timeline))
+    return prediction, timeline
