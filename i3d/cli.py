@@ -403,13 +403,26 @@ def train(shards: str, **options: Any) -> int:
 @click.option(
     "--workers", type=int, help="Processes that render and precompute.  [default: the cores]"
 )
-def demo(output: Path, seed: int, per_class: int, workers: int | None) -> None:
+@click.option("--videos-only", is_flag=True, help="Only render, to OUTPUT/ACTION/*.mp4.")
+@click.option(
+    "--action",
+    "actions",
+    multiple=True,
+    metavar="NAME",
+    help="With --videos-only: which to render; repeat it for several.  [default: the twelve]",
+)
+def demo(output: Path, videos_only: bool, actions: tuple[str, ...], **options: Any) -> None:
     """Run the whole system on videos that it renders, into the folder OUTPUT (default: i3d-demo).
 
     The videos are synthetic: figures that do one of twelve actions. They are precomputed, evaluated
     with two small networks that come with the package, and shown in OUTPUT/index.html; offline, in
     two minutes on two cores. Run it again to go on after an interruption.
     """
-    from i3d.demo import run
+    from i3d.demo import render_videos, run
 
-    run(output, seed=seed, per_class=per_class, workers=workers)
+    if videos_only:
+        render_videos(output, actions=actions or None, **options)
+    elif actions:
+        raise UsageError("--action is for --videos-only; the demo's networks know the twelve")
+    else:
+        run(output, **options)

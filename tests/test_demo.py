@@ -339,6 +339,23 @@ def test_numbers_that_mean_nothing(networks, tmp_path, wrong):
     assert not list(tmp_path.iterdir())
 
 
+def test_videos_alone(quick, tmp_path, capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main(["demo", str(tmp_path / "new"), "--per-class", "1", "--workers", "1", *arguments])
+        return caught.value.code, *capsys.readouterr()
+
+    wanted = ("--videos-only", "--action", "bowing", "--action", "running")
+    assert run(*wanted)[:2] == (0, f"{tmp_path / 'new'}: 2 videos rendered, 0 there before\n")
+    assert run(*wanted)[:2] == (0, f"{tmp_path / 'new'}: 0 videos rendered, 2 there before\n")
+    files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.mp4"))
+    assert files == ["new/bowing/bowing-0000.mp4", "new/running/running-0000.mp4"]
+    code, _, err = run("--videos-only", "--action", "flying")
+    assert (code, "no action 'flying'; choose from" in err) == (2, True)
+    code, _, err = run("--action", "bowing")
+    assert (code, "--action is for --videos-only" in err) == (2, True)
+
+
 @pytest.mark.parametrize("module", ["i3d.demo", "i3d.demo.render"])
 def test_rendering_needs_no_torch(module):
     script = f"import {module}, sys; assert 'torch' not in sys.modules"

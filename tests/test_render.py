@@ -8,7 +8,7 @@ import pytest
 import i3d
 from i3d.data.kinetics import read_dataset
 from i3d.demo import scene
-from i3d.demo.actions import ACTIONS, JOINT, REVERSED, Body, perform
+from i3d.demo.actions import ACTIONS, ALL_ACTIONS, JOINT, NEW_ACTIONS, REVERSED, Body, perform
 from i3d.demo.render import render_dataset, render_video, stage, write_video
 from i3d.demo.scene import draw_scene
 from i3d.errors import UsageError
@@ -32,6 +32,8 @@ def test_there_are_twelve_actions():
     assert len(ACTIONS) == len(set(ACTIONS)) == 12
     assert list(ACTIONS) == sorted(ACTIONS)
     assert set(REVERSED) | set(REVERSED.values()) <= set(ACTIONS)
+    assert not set(NEW_ACTIONS) & set(ACTIONS)
+    assert len(NEW_ACTIONS) == 4
 
 
 @pytest.mark.parametrize(("action", "original"), PAIRS)
@@ -58,7 +60,7 @@ def test_one_way_actions_last_most_of_the_clip(action, joint, least):
         assert abs(share[-2:].mean()) < 0.05
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", ALL_ACTIONS)
 def test_figure_holds_together(action):
     """Limbs keep their lengths, nothing jumps, and something is always on the floor."""
     limbs = {"shoulder": ("elbow", BODY.upper_arm), "elbow": ("wrist", BODY.forearm),
@@ -104,7 +106,7 @@ def test_unknown_action():
 
 def test_scene_does_not_depend_on_the_action():
     for seed in range(3):
-        scenes = {pickle.dumps(stage(action, seed).scene) for action in ACTIONS}
+        scenes = {pickle.dumps(stage(action, seed).scene) for action in ALL_ACTIONS}
         assert len(scenes) == 1
     assert pickle.dumps(draw_scene(0)) != pickle.dumps(draw_scene(1))
 
@@ -127,7 +129,7 @@ def test_a_seat_is_as_likely_in_every_action():
     assert 8 < sum(draw_scene(seed).stool is not None for seed in range(32)) < 24
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", ALL_ACTIONS)
 def test_figure_is_inside_the_central_square(action):
     """7/8 of the square is what a crop of 112 from a short side of 128 leaves."""
     inside, outside, tall = [], [], []
@@ -214,6 +216,21 @@ def test_dataset(tmp_path, monkeypatch):
     assert render_dataset(tmp_path / "b", per_class=1, seed=2) == 12
     others = {path.read_bytes() for path in (tmp_path / "b").rglob("*.mp4")}
     assert not others & set(files.values())
+
+
+def test_dataset_of_chosen_actions(tmp_path, monkeypatch):
+    """The others change nothing in it."""
+    monkeypatch.setattr(scene, "FRAMES", (4, 6))
+    render_dataset(tmp_path / "all", per_class=1, seed=4, actions=ALL_ACTIONS)
+    assert render_dataset(tmp_path / "two", per_class=1, seed=4, actions=("squat", "bowing")) == 2
+    files = sorted((tmp_path / "two").rglob("*.mp4"))
+    assert [path.name for path in files] == ["bowing-0000.mp4", "squat-0000.mp4"]
+    for path in files:
+        everyones = tmp_path / "all" / path.relative_to(tmp_path / "two")
+        assert everyones.read_bytes() == path.read_bytes()
+    with pytest.raises(UsageError, match="no action 'flying'"):
+        render_dataset(tmp_path / "none", per_class=1, seed=4, actions=("squat", "flying"))
+    assert not (tmp_path / "none").exists()
 
 
 def test_workers_render_the_same_files(tmp_path):

@@ -12,6 +12,7 @@ table says that every step works here, and nothing about real videos.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the processes that render import this package, and need none of it
@@ -49,3 +50,28 @@ def run(
     return run_stages(
         output, seed=seed, per_class=per_class, workers=workers, checkpoints=checkpoints
     )
+
+
+def render_videos(
+    output: str | os.PathLike[str],
+    *,
+    seed: int = SEED,
+    per_class: int = PER_CLASS,
+    workers: int | None = None,
+    actions: Sequence[str] | None = None,
+) -> None:
+    """``i3d demo --videos-only``: render videos to train on, and say how many.
+
+    Args:
+        output: folder for a folder of videos for each action. Videos that are there stay.
+        seed: of the videos, at least 0.
+        per_class: videos of each action.
+        workers: processes; default: the cores.
+        actions: any of `i3d.demo.actions.ALL_ACTIONS`; default: the twelve that the networks know.
+
+    Raises:
+        UsageError: an argument has no meaning.
+    """
+    from i3d.demo import pipeline
+
+    pipeline.render_videos(output, seed=seed, per_class=per_class, workers=workers, actions=actions)

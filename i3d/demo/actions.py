@@ -1,13 +1,15 @@
-"""Twelve human actions, played by a jointed figure: joint angles over time -> joints in space.
+"""Human actions, played by a jointed figure: joint angles over time -> joints in space.
 
     key poses (degrees) -> smooth angles + the player's own manner -> forward kinematics -> floor
 
 Lengths are in heights of the standing figure. Axes of the figure: x to its left, y up, z to where
 it faces; the floor is y = 0.
 
-An action is a short table of key poses. Two of the twelve have no table: standing up is sitting
-down and getting up is lying down, played backwards, pauses and all. So each of their poses is as
-likely in the one as in the other, and only the order of the frames tells them apart.
+An action is a short table of key poses. Two of them have no table: standing up is sitting down and
+getting up is lying down, played backwards, pauses and all. So each of their poses is as likely in
+the one as in the other, and only the order of the frames tells them apart.
+
+The networks that come with the package know twelve of the actions; four more are there to learn.
 """
 
 from collections.abc import Mapping
@@ -219,12 +221,37 @@ _WAVE_IN = _pose(right_arm_raise=45, right_arm_spread=90, right_arm_twist=-48, r
                  lean=3, look=-4)  # fmt: skip
 _WAVING_HAND = ((0.0, _WAVE_OUT), (0.5, _WAVE_IN), (1.0, _WAVE_OUT))
 
+_BOW = _pose(pitch=52, spine=34, thigh_raise=52, arm_raise=34, elbow=10, nod=14)
+_BOWING = ((0.0, _STAND), (0.15, _STAND), (0.5, _BOW), (0.62, _BOW), (1.0, _STAND))
+
+_HANDS_APART = _pose(arm_raise=44, arm_spread=24, arm_twist=4, elbow=78)
+_HANDS_TOGETHER = _pose(arm_raise=54, arm_spread=5, arm_twist=27, elbow=78)
+_CLAPPING = ((0.0, _HANDS_APART), (0.45, _HANDS_TOGETHER), (0.55, _HANDS_TOGETHER),
+             (1.0, _HANDS_APART))  # fmt: skip
+
+_STRIDE = _pose(left_thigh_raise=52, left_knee=62, right_thigh_raise=-24, right_knee=40,
+                right_foot=40, left_arm_raise=-46, right_arm_raise=44, elbow=94, turn=-14,
+                pitch=8, spine=6, thigh_spread=1, lift=3)  # fmt: skip
+_LANDING = _pose(left_thigh_raise=16, left_knee=24, right_thigh_raise=12, right_knee=112,
+                 right_foot=30, left_arm_raise=-4, right_arm_raise=6, elbow=94, pitch=8, spine=6,
+                 thigh_spread=1)  # fmt: skip
+_RUNNING = ((0.0, _STRIDE), (0.25, _LANDING), (0.5, _swapped(_STRIDE)),
+            (0.75, _swapped(_LANDING)), (1.0, _STRIDE))  # fmt: skip
+
+_BEND = _pose(lean=52, roll=5, right_arm_spread=14, left_arm_spread=158, elbow=10, thigh_spread=15)
+_SIDE_BENDS = ((0.0, _BEND), (0.1, _BEND), (0.5, _swapped(_BEND)), (0.6, _swapped(_BEND)),
+               (1.0, _BEND))  # fmt: skip
+
 _MOTIONS = {
+    "bowing": Motion(_BOWING, (1.5, 2.2), ease=0.1),
     "cartwheel": Motion(_CARTWHEEL, (1.3, 1.9), ease=0.06),
+    "clapping": Motion(_CLAPPING, (0.4, 0.65), ease=0.12),
     "jumping jacks": Motion(_JUMPING_JACKS, (0.85, 1.25), ease=0.1),
     "lying down": Motion(_LYING_DOWN, None, ease=0.1),
     "punching": Motion(_PUNCHING, (0.9, 1.4), ease=0.05),
     "push up": Motion(_PUSH_UP, (1.1, 1.8), ease=0.1, level=True),
+    "running": Motion(_RUNNING, (0.5, 0.75), ease=0.08),
+    "side bends": Motion(_SIDE_BENDS, (1.5, 2.2), ease=0.1),
     "side kick": Motion(_SIDE_KICK, (1.1, 1.6), ease=0.06),
     "sitting down": Motion(_SITTING_DOWN, None, ease=0.12),
     "squat": Motion(_SQUAT, (1.2, 1.9), ease=0.1),
@@ -232,7 +259,15 @@ _MOTIONS = {
     "waving hand": Motion(_WAVING_HAND, (0.5, 0.85), ease=0.12),
 }
 REVERSED = {"getting up": "lying down", "standing up": "sitting down"}
-ACTIONS = tuple(sorted({*_MOTIONS, *REVERSED}))
+NEW_ACTIONS = ("bowing", "clapping", "running", "side bends")  # unknown to the networks
+ACTIONS = tuple(sorted({*_MOTIONS, *REVERSED} - {*NEW_ACTIONS}))
+ALL_ACTIONS = (*ACTIONS, *NEW_ACTIONS)  # a number in this order goes into the random draws
+
+
+def check_action(action: str) -> None:
+    """Raise a `UsageError` unless there is such an action."""
+    if action not in ALL_ACTIONS:
+        raise UsageError(f"there is no action {action!r}; choose from {', '.join(ALL_ACTIONS)}")
 
 
 @dataclass(frozen=True)
@@ -255,7 +290,7 @@ def perform(
     """Play an action in a manner of its own: tempo, phase, side, amplitude, posture and sway.
 
     Args:
-        action: one of `ACTIONS`.
+        action: one of `ALL_ACTIONS`.
         rng: draws the manner. The same draws make a reversed action the exact reversal of the
             other one.
         phases: (N,) increasing times within the clip, from 0 (its start) to 1 (its end).
@@ -265,8 +300,7 @@ def perform(
     Raises:
         UsageError: no such action.
     """
-    if action not in ACTIONS:
-        raise UsageError(f"there is no action {action!r}; choose from {', '.join(ACTIONS)}")
+    check_action(action)
     motion = _MOTIONS[REVERSED.get(action, action)]
     if action in REVERSED:
         phases = 1 - phases

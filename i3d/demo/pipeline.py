@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,6 +72,31 @@ def run(
     return demo
 
 
+def render_videos(
+    output: str | os.PathLike[str],
+    *,
+    seed: int,
+    per_class: int,
+    workers: int | None,
+    actions: Sequence[str] | None,
+) -> None:
+    """See :func:`i3d.demo.render_videos`."""
+    actions = ACTIONS if actions is None else actions
+    rendered = render_dataset(
+        output,
+        per_class=per_class,
+        seed=seed,
+        actions=actions,
+        progress=True,
+        workers=checked_workers(workers, World()),
+    )
+    click.echo(_rendered(output, rendered, of=len(actions) * per_class))
+
+
+def _rendered(folder: str | os.PathLike[str], rendered: int, *, of: int) -> str:
+    return f"{os.fspath(folder)}: {rendered} videos rendered, {of - rendered} there before"
+
+
 class _Journal:
     """The steps so far; each is announced, and timed."""
 
@@ -98,8 +123,7 @@ def _render(
             folder.videos, per_class=per_class, seed=seed, progress=True, workers=workers
         )
         truth = render_sequence(folder.sequence, seed=seed, windows=WINDOWS_PER_ACTION)
-        there = len(ACTIONS) * per_class - rendered
-        click.echo(f"{folder.videos}: {rendered} videos rendered, {there} there before")
+        click.echo(_rendered(folder.videos, rendered, of=len(ACTIONS) * per_class))
     return truth
 
 

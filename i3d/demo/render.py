@@ -8,6 +8,7 @@ a little differently.
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +20,7 @@ import cv2
 import numpy as np
 
 from i3d import console, files
-from i3d.demo.actions import ACTIONS, JOINT, SIDES, perform
+from i3d.demo.actions import ACTIONS, ALL_ACTIONS, JOINT, SIDES, check_action, perform
 from i3d.demo.scene import FPS, Scene, draw_scene
 from i3d.errors import UsageError
 
@@ -67,7 +68,7 @@ def render_video(action: str, seed: int) -> np.ndarray:
     """Render a person who does something.
 
     Args:
-        action: one of `i3d.demo.actions.ACTIONS`.
+        action: one of `i3d.demo.actions.ALL_ACTIONS`.
         seed: at least 0; all else is drawn from it.
 
     Returns:
@@ -81,11 +82,10 @@ def render_video(action: str, seed: int) -> np.ndarray:
 
 def stage(action: str, seed: int) -> Shot:
     """Place an action in the scene of ``seed``; the arguments are `render_video`'s."""
-    if action not in ACTIONS:
-        raise UsageError(f"there is no action {action!r}; choose from {', '.join(ACTIONS)}")
+    check_action(action)
     scene = draw_scene(seed)
     # The number before the seed keeps the streams apart: 0 is the scene's.
-    rng = np.random.default_rng([1 + ACTIONS.index(action), seed])
+    rng = np.random.default_rng([1 + ALL_ACTIONS.index(action), seed])
     played = perform(action, rng, scene.moments, seconds=scene.frames / FPS, body=scene.body)
     heights = played.joints[..., 1]
     # The camera is aimed half-way at what is low or high.
@@ -271,10 +271,11 @@ def render_dataset(
     *,
     per_class: int,
     seed: int,
+    actions: Sequence[str] = ACTIONS,
     progress: bool = False,
     workers: int = 1,
 ) -> int:
-    """Write ``folder/<class name>/<class-name>-<number>.mp4`` for all of `ACTIONS`.
+    """Write ``folder/<class name>/<class-name>-<number>.mp4`` for every action.
 
     Files that are there are left alone, so that a broken run goes on where it stopped. A video
     depends on the seed, its class and its number alone; sets of other seeds have other videos.
@@ -283,6 +284,7 @@ def render_dataset(
         folder: a local folder, made if need be.
         per_class: videos of each class.
         seed: at least 0.
+        actions: any of `i3d.demo.actions.ALL_ACTIONS`.
         progress: show a progress bar on standard error.
         workers: processes.
 
@@ -290,17 +292,20 @@ def render_dataset(
         The number of videos that were rendered.
 
     Raises:
-        UsageError: a negative seed, or fewer than one video or worker.
+        UsageError: a negative seed, fewer than one video or worker, or no such action.
     """
     if min(per_class, workers) < 1 or seed < 0:
         least = f"per_class={per_class} and workers={workers} must be at least 1"
         raise UsageError(f"{least}, seed={seed} at least 0")
+    for action in actions:
+        check_action(action)
     jobs = []
     for number in range(per_class):
-        for c, action in enumerate(ACTIONS):
+        for action in actions:
             path = Path(folder) / action / f"{action.replace(' ', '-')}-{number:04d}.mp4"
             if not path.exists():
-                state = np.random.SeedSequence([seed, c, number]).generate_state(2)
+                place = [seed, ALL_ACTIONS.index(action), number]
+                state = np.random.SeedSequence(place).generate_state(2)
                 jobs.append((path, action, int(state[0]) << 32 | int(state[1])))
     title = "render" if progress else None
     with console.progress_bar(title, total=len(jobs), unit="videos") as bar:
