@@ -32,6 +32,12 @@ BATCH_NORM_EPS = 1e-3  # Sonnet's default; ports that use PyTorch's 1e-5 move lo
 BATCH_NORM_DECAY = 0.999  # kinetics-i3d's snt.BatchNorm
 MAX_WIDTH = 4.0  # 800 MB of weights: what a checkpoint from outside can make us allocate
 
+# A long clip is looked at in windows. Of a step of Mixed_5c the table sees 47 frames before and 54
+# after its own first one; rounded to whole steps that is what a window needs beyond its own frames.
+WINDOW_FRAMES = 512  # 2 GB of activations at 224 x 224
+HALO_FRAMES = 48
+STEP_FRAMES = 8
+
 
 @dataclass(frozen=True)
 class Conv:
@@ -132,12 +138,22 @@ class Unit3D(nn.Module):
         else:
             padding = [0, 0, 0]
             x = F.pad(x, [p for pair in reversed(pads) for p in pair])  # F.pad starts at the last
-        x = F.conv3d(x, self.conv.weight, self.conv.bias, self.conv.stride, padding)
+        if isinstance(self.bn, nn.Identity) and _fuses_relu(x):
+            fused: Tensor = torch.ops.mkldnn._convolution_pointwise(
+                *(x, self.conv.weight, self.conv.bias, padding, stride, self.conv.dilation, 1),
+                *("relu", [], ""),
+            )
+            return fused
+        x = F.conv3d(x, self.conv.weight, self.conv.bias, stride, padding)
         return F.relu(self.bn(x), inplace=not torch.is_grad_enabled())
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Move the moving statistics into the convolution, in float64."""
+        """Move the moving statistics into the convolution, in float64.
+
+        The filters lie in memory with their channels last, and so do then all activations: oneDNN
+        needs no other order for them.
+        """
         if not isinstance(self.bn, BatchNorm):
             return
         mean, variance = self.bn.running_mean, self.bn.running_var
@@ -145,9 +161,32 @@ class Unit3D(nn.Module):
         scale = (variance.double() + self.bn.eps).rsqrt()
         weight = self.conv.weight.double() * scale.view(-1, 1, 1, 1, 1)
         bias = self.bn.bias.double() - mean.double() * scale
-        self.conv.weight = nn.Parameter(weight.to(self.conv.weight.dtype))
+        self.conv.weight = nn.Parameter(
+            weight.to(self.conv.weight.dtype, memory_format=torch.channels_last_3d)
+        )
         self.conv.bias = nn.Parameter(bias.to(self.conv.weight.dtype))
         self.bn = nn.Identity()
+
+
+def _fuses_relu(x: Tensor) -> bool:
+    """Whether oneDNN's convolution may clamp its result while it is in registers.
+
+    The operator is what torch.compile uses; it has no gradient, and no meaning to an exporter.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and _is_plain_inference()
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_plain_inference() -> bool:
+    """Whether nobody needs a gradient or writes down what is computed."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but not in __all__
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or tracing)
 
 
 class MaxPool(nn.Module):
@@ -163,9 +202,25 @@ class MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, C, ceil(T/st), ceil(H/sh), ceil(W/sw))."""
+        if self.stride == (1, 1, 1) and x.device.type == "cpu" and _is_plain_inference():
+            for axis in (4, 3, 2):
+                x = _max_of_three(x, axis)
+            return x
         sizes = zip(x.shape[2:], self.kernel, self.stride, strict=True)
         front = [same_padding(n, k, s)[0] for n, k, s in sizes]
         return F.max_pool3d(x, self.kernel, self.stride, front, ceil_mode=True)
+
+
+def _max_of_three(x: Tensor, axis: int) -> Tensor:
+    """The maximum of each element and its neighbours along an axis, at the speed of the memory."""
+    inner = x.shape[axis] - 1
+    before, after = x.narrow(axis, 0, inner), x.narrow(axis, 1, inner)
+    result = torch.empty_like(x)
+    torch.maximum(before, after, out=result.narrow(axis, 0, inner))
+    result.select(axis, -1).copy_(x.select(axis, -1))
+    last = result.narrow(axis, 1, inner)
+    torch.maximum(last, before, out=last)
+    return result
 
 
 class MixedBlock(nn.Module):
@@ -340,9 +395,27 @@ class I3D(
         Averaged over the whole space and over neighbouring pairs of time steps. At 193 to 224
         pixels a side that is the original's 2x7x7 average pooling; at other sizes, where the
         original fails or gives a grid, it stays global over space.
+
+        For inference a long clip is looked at in windows that overlap by what the network sees
+        around a time step, so that memory does not grow with its length beyond the clip itself.
+        The result is the whole's: nothing is averaged or cut at the windows' borders.
         """
-        x, _ = self._trunk(clip, TABLE[-1][0])
-        return self._pool(x)
+        frames = clip.shape[2] if clip.ndim == 5 else 0
+        whole = self.training or not _is_plain_inference()
+        if whole or frames <= WINDOW_FRAMES + 2 * HALO_FRAMES:
+            x, _ = self._trunk(clip, TABLE[-1][0])
+            return self._pool(x.mean((3, 4)))
+        steps = []
+        for start in range(0, frames, WINDOW_FRAMES):
+            first = max(0, start - HALO_FRAMES)
+            end = min(frames, start + WINDOW_FRAMES)
+            # SAME padding follows the size; a size that is the whole's modulo 8 has the whole's
+            # padding in front in every row.
+            last = min(frames, end + HALO_FRAMES + (frames - end) % STEP_FRAMES)
+            x, _ = self._trunk(clip[:, :, first:last], TABLE[-1][0])
+            own = slice((start - first) // STEP_FRAMES, -((first - end) // STEP_FRAMES))
+            steps.append(x[:, :, own].mean((3, 4)))
+        return self._pool(torch.cat(steps, 2))
 
     def endpoints(self, clip: Tensor, names: Iterable[str] = ENDPOINTS) -> dict[str, Tensor]:
         """Activations by their public names, in the order asked for.
@@ -364,7 +437,7 @@ class I3D(
         last = max((ENDPOINTS.index(name) for name in names), default=0)
         x, kept = self._trunk(clip, ENDPOINTS[min(last, len(TABLE) - 1)], keep=names)
         if last >= len(TABLE):
-            kept["Logits"] = self.Logits(self.dropout(self._pool(x)))
+            kept["Logits"] = self.Logits(self.dropout(self._pool(x.mean((3, 4)))))
             kept["Predictions"] = kept["Logits"].softmax(1)
         return {name: kept[name] for name in names}
 
@@ -378,16 +451,15 @@ class I3D(
         for name, _ in TABLE:
             x = self.get_submodule(name)(x)
             if name in keep:
-                kept[name] = x
+                kept[name] = x.contiguous()
             if name == last:
                 break
         return x, kept
 
     @staticmethod
     def _pool(x: Tensor) -> Tensor:
-        x = x.mean((3, 4))  # (B, C, T, H, W) -> (B, C, T)
-        # The original pools windows of two time steps, so that with more than two of them the
-        # inner ones count twice in the mean of the logits.
+        # (B, C, T) -> (B, C, T - 1). The original pools windows of two time steps, so that with
+        # more than two of them the inner ones count twice in the mean of the logits.
         return (x[:, :, :-1] + x[:, :, 1:]) / 2
 
     def _check(self, clip: Tensor) -> None:
