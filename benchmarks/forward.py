@@ -39,10 +39,10 @@ SHAPE = (3, 64, 224, 224)
 PACKAGES = ("torch", "onnxruntime", "openvino", "onnx", "onnxscript", "triton")
 
 
-def trained_like(seed=0):
+def trained_like(stream="rgb", num_classes=400):
     """The full network with statistics like a trained one's; speed does not depend on them."""
-    torch.manual_seed(seed)
-    network = I3D("rgb", 400).eval()
+    torch.manual_seed(0)
+    network = I3D(stream, num_classes).eval()
     for name, tensor in network.state_dict().items():
         if name.endswith("running_var"):
             tensor.uniform_(0.2, 1.5)
