@@ -374,7 +374,7 @@ def evaluate(
 @click.option(
     "--workers",
     type=int,
-    help="Processes that read and decode.  [default: the cores; at most 2 on a CPU]",
+    help="Processes that read and decode.  [default: the cores; on a CPU 2, of two cores none]",
 )
 @device_option
 @click.option(
