@@ -135,8 +135,8 @@ def peers(network, clip, threads):
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             session = onnxruntime.InferenceSession(path, options)
-            name = session.get_inputs()[0].name
-            found["ONNX Runtime"] = lambda: session.run(None, {name: array})[0]
+            inputs = {session.get_inputs()[0].name: array}
+            found["ONNX Runtime"] = lambda: session.run(None, inputs)[0]
         except ImportError:
             pass
         try:

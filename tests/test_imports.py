@@ -19,13 +19,14 @@ ALLOWED = {
     "console": set(),
     "distributed": {"errors"},
     "workers": set(),
+    "memory": set(),
     "classes": {"errors", "files"},
     "video": {"errors", "files", "presets"},
     "flow": {"errors", "presets"},
     "clips": {"errors", "presets"},
     "metrics": {"errors"},
     "data": {"errors", "files", "presets", "classes", "video", "flow", "clips", "workers"},
-    "models": {"errors", "files", "presets", "classes", "console"},
+    "models": {"errors", "files", "presets", "classes", "console", "memory"},
 }
 JOINING = {"tasks", "cli", "demo", "__init__", "__main__"}
 

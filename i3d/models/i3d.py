@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from i3d.classes import class_list, known_name
 from i3d.errors import CheckpointError, I3DError
+from i3d.memory import reuse_freed_memory
 from i3d.presets import KINETICS_I3D, MIN_FRAMES
 
 Stream = Literal["rgb", "flow"]
@@ -491,12 +492,14 @@ class I3D(
     def fold(self) -> "I3D":
         """Fold BatchNorm into the convolutions, in place: the inference form, the same numbers.
 
+        What a forward pass frees is kept for the next one from here on (`i3d.memory`).
         The network cannot be trained or saved afterwards: its statistics are gone.
         """
         for module in self.modules():
             if isinstance(module, Unit3D):
                 module.fold()
         self.folded = True
+        reuse_freed_memory()
         return self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "I3D":

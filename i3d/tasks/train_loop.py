@@ -21,6 +21,7 @@ from i3d.console import Bar
 from i3d.data.training import Order, TrainingSet, keep_masks, load_batches, to_clips
 from i3d.distributed import PATIENCE, Group, World
 from i3d.errors import I3DError
+from i3d.memory import reuse_freed_memory
 from i3d.models.convert import Weights
 from i3d.models.weights import build, write_safetensors
 from i3d.tasks import evaluate as evaluation
@@ -125,6 +126,7 @@ class Run:
         self.step, self.clips, self.seconds = 0, 0, 0.0
         self.history, self._totals = History(), _Totals()
         self._new_head = start.new_head
+        reuse_freed_memory()
         self.network = channels_last(start.network.to(device))
         if device != "cpu":
             torch.cuda.set_device(device)
