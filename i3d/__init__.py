@@ -21,8 +21,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from i3d.clips import flow_clip, rgb_clip
     from i3d.flow import optical_flow
+    from i3d.frechet import frechet_distance
     from i3d.models.i3d import ENDPOINTS, I3D
     from i3d.models.weights import CHECKPOINTS, load, save
+    from i3d.tasks.fvd import FrechetVideoDistance
     from i3d.tasks.predict import predict
     from i3d.video import read_video
 
@@ -37,6 +39,8 @@ _HOME = {
     "load": "i3d.models.weights",
     "save": "i3d.models.weights",
     "predict": "i3d.tasks.predict",
+    "FrechetVideoDistance": "i3d.tasks.fvd",
+    "frechet_distance": "i3d.frechet",
 }
 
 __all__ = [
@@ -50,6 +54,8 @@ __all__ = [
     "load",
     "save",
     "predict",
+    "FrechetVideoDistance",
+    "frechet_distance",
 ]
 
 

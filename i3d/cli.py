@@ -319,6 +319,96 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("real")
+@click.argument("fake", required=False)
+@click.option(
+    "--protocol",
+    type=click.Choice(["google-2018", "stylegan-v", "videogpt"]),
+    help="Whose FVD.  [default: google-2018, or that of saved statistics]",
+)
+@click.option(
+    "--checkpoint",
+    default="rgb_imagenet_kinetics400",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="RGB network; the protocols' own is TF-Hub's SavedModel folder.",
+)
+@click.option("--frames", type=int, help="Of each clip.  [default: the protocol's, 16]")
+@click.option("--stride", type=int, help="Take every so many frames.  [default: 1]")
+@click.option("--videos", type=int, help="Of each set.  [default: the protocol's]")
+@click.option("--endpoint", type=click.Choice(["logits", "features"]), help="[default: logits]")
+@click.option("--resize", type=click.Choice(["tf1", "half-pixel"]), help="Grid of the resize.")
+@click.option("--fit", type=click.Choice(["squash", "crop"]), help="Of a picture to a square.")
+@click.option("--divisor", type=click.Choice(["n-1", "n"]), help="Of the covariance.")
+@click.option("--bn-eps", type=float, help="BatchNorm's epsilon.")
+@click.option("--kvd", is_flag=True, help="The kernel distance too, which is unbiased.")
+@click.option("--plot", metavar="PNG", help="Draw how FVD falls with the number of videos.")
+@click.option(
+    "--save-statistics",
+    metavar="NPZ",
+    help="Write REAL's mean and covariance, to be given in its place; FAKE may be left out.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the network's arithmetic.",
+)
+@click.option(
+    "--batch-size", type=_BatchSize(), default="auto", show_default=True, help="Clips at a time."
+)
+@click.option(
+    "--workers",
+    type=int,
+    help="Processes that read and decode.  [default: the cores; at most 2 on a CPU]",
+)
+@device_option
+@click.option("--output", metavar="JSON", help="Write the result for machines.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if any video was skipped.")
+@json_option
+def fvd(
+    real: str,
+    fake: str | None,
+    precision: Any,
+    batch_size: int | None,
+    workers: int | None,
+    device: str,
+    protocol: str | None,
+    checkpoint: str,
+    kvd: bool,
+    plot: str | None,
+    save_statistics: str | None,
+    output: str | None,
+    strict: bool,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Measure the Fréchet Video Distance between two sets of videos.
+
+    REAL and FAKE are folders of videos, shards, .npy or .npz arrays of videos or of features, or
+    saved statistics. A protocol's settings can be changed; the result's name then says so. Run it
+    under torchrun, mpiexec or srun to share the work between processes and nodes.
+    """
+    from i3d.tasks.fvd import Options, run
+
+    return run(
+        real,
+        fake,
+        checkpoint=checkpoint,
+        protocol=protocol,
+        changes={name: value for name, value in settings.items() if value is not None},
+        options=Options(precision, batch_size, workers, device),
+        kvd=kvd,
+        plot=plot,
+        save_statistics=save_statistics,
+        output=output,
+        strict=strict,
+        as_json=as_json,
+    )
+
+
+@cli.command()
 @click.argument("shards")
 @click.option("--stream", type=click.Choice(["rgb", "flow"]), required=True, help="Of the network.")
 @click.option("--output", required=True, metavar="DIR", help="Folder of the run.")

@@ -15,7 +15,8 @@ Decoding is FFmpeg's, through PyAV. What happens to a frame, in this order:
    INTER_LINEAR; pixel aspect ratio is ignored. Where the size changes within the stream, every
    frame gets the first one's output size.
 
-Only frames that are put out are converted and resized, each once.
+Only frames that are put out are converted and resized, each once. With ``fps=None`` step 2 is left
+out, and every decoded frame is put out once; with ``short_side=None``, step 5.
 """
 
 import contextlib
@@ -103,8 +104,8 @@ def read_video(
     *,
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
-    fps: float = KINETICS_I3D.fps,
-    short_side: int = KINETICS_I3D.short_side,
+    fps: float | None = KINETICS_I3D.fps,
+    short_side: int | None = KINETICS_I3D.short_side,
     threads: int = 1,
 ) -> np.ndarray:
     """Read a video, or the window of it from ``start_seconds`` to ``end_seconds``.
@@ -112,7 +113,8 @@ def read_video(
     Args: as :class:`VideoReader`.
 
     Returns:
-        uint8 (T, H, W, 3), RGB, with ``T = round(fps * seconds)``, at least 1.
+        uint8 (T, H, W, 3), RGB, with ``T = round(fps * seconds)``, at least 1; with ``fps=None``
+        as many as were decoded.
 
     Raises:
         VideoError: the source cannot be opened or decoded, or ends before ``start_seconds``.
@@ -183,8 +185,9 @@ class VideoReader:
             from its beginning and left open.
         start_seconds: beginning of the window, counted from the file's first frame.
         end_seconds: end of the window; None: to the end of the file.
-        fps: output frames a second.
-        short_side: pixels of the shorter side of the output.
+        fps: output frames a second; None: every decoded frame once, whatever its time, and no
+            window.
+        short_side: pixels of the shorter side of the output; None: the first frame's size.
         threads: decoder threads. With 1 the frames of a damaged file are the same on every machine.
             (cv2.resize uses OpenCV's own pool; workers call ``cv2.setNumThreads``.)
 
@@ -196,7 +199,7 @@ class VideoReader:
         damaged_frames: number of frames decoded with errors, as far as the decoder says so.
         closed_gaps: number of time stamps that jumped and were taken for damage.
         duration_seconds: exact, from the first frame to the end of the last; None until the end
-            of the file was decoded.
+            of the file was decoded, and with ``fps=None``.
 
     Raises:
         VideoError: the source cannot be opened or decoded, or ends before ``start_seconds``.
@@ -210,13 +213,16 @@ class VideoReader:
         *,
         start_seconds: float = 0.0,
         end_seconds: float | None = None,
-        fps: float = KINETICS_I3D.fps,
-        short_side: int = KINETICS_I3D.short_side,
+        fps: float | None = KINETICS_I3D.fps,
+        short_side: int | None = KINETICS_I3D.short_side,
         threads: int = 1,
     ) -> None:
         self._start = _exact("start_seconds", start_seconds)
-        self._fps = _exact("fps", fps)
-        if self._fps <= 0 or short_side < 1 or threads < 1:
+        self._every_frame = fps is None
+        if fps is None and (start_seconds or end_seconds is not None):
+            raise UsageError("fps=None puts out every frame of the file; leave the window out")
+        self._fps = _exact("fps", 1 if fps is None else fps)
+        if self._fps <= 0 or (short_side is not None and short_side < 1) or threads < 1:
             raise UsageError(
                 f"fps={fps}, short_side={short_side} and threads={threads} must be positive"
             )
@@ -307,6 +313,8 @@ class VideoReader:
         if self._iterated:
             raise UsageError(f"{self.name} was read already; open another VideoReader")
         self._iterated = True
+        if self._every_frame:
+            return (self._picture(frame) for _, frame in self._stamp())
         return self._sample()
 
     # The steps, from the last to the first: output frames <- stamped frames <- frames <- packets.
@@ -523,7 +531,7 @@ class VideoReader:
         turned = self._orientation[0]
         height, width = (first.width, first.height) if turned else (first.height, first.width)
         self.source_size = (height, width)
-        scale = Fraction(self._short_side, min(height, width))
+        scale = Fraction(self._short_side or min(height, width), min(height, width))
         self._output_size = (round(height * scale), round(width * scale))
         if max(self._output_size) > MAX_SIDE:
             raise VideoError(

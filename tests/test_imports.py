@@ -25,6 +25,7 @@ ALLOWED = {
     "flow": {"errors", "presets"},
     "clips": {"errors", "presets"},
     "metrics": {"errors"},
+    "frechet": {"errors"},
     "data": {"errors", "files", "presets", "classes", "video", "flow", "clips", "workers"},
     "models": {"errors", "files", "presets", "classes", "console", "memory"},
 }

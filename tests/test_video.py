@@ -198,6 +198,18 @@ def test_fps_and_repeats(tmp_path):
     assert which(read_video(path, fps=10)) == [i % LEVELS for i in range(20)]
 
 
+@pytest.mark.parametrize("rate", [7, 25, 60])
+def test_every_frame_as_it_is(tmp_path, rate):
+    """Neither sampled nor resized: PyAV's frames, one to one, whatever the rate and the stamps."""
+    path = tmp_path / "v.mp4"
+    write_video(path, noise_images(11), rate=rate, pts=[i + i // 4 for i in range(11)])
+    theirs = [frame.to_ndarray(format="rgb24") for frame in decode_all(path)[0]]
+    ours = read_video(path, fps=None, short_side=None)
+    np.testing.assert_array_equal(ours, theirs)
+    halved = read_video(path, fps=None, short_side=32)
+    assert halved.shape == (11, 32, 48, 3)
+
+
 def test_only_frames_put_out_are_converted(tmp_path, monkeypatch):
     calls = []
     convert = VideoReader._rgb
@@ -315,6 +327,8 @@ def test_a_start_past_the_end(tmp_path):
         {"fps": 0},
         {"fps": -25},
         {"short_side": 0},
+        {"fps": None, "start_seconds": 1},
+        {"fps": None, "end_seconds": 1},
         {"threads": 0},
     ],
 )
