@@ -91,6 +91,12 @@ def cli() -> None:
     help="Draw the probabilities over time (of one video; with --every, default 2.56 s).",
 )
 @device_option
+@click.option(
+    "--runtime",
+    type=click.Choice(["torch", "onnx", "openvino"]),
+    help="What runs the network: PyTorch, or for .onnx files ONNX Runtime or OpenVINO.  "
+    "[default: onnx for .onnx files, else torch]",
+)
 @json_option
 def predict(
     videos: tuple[str, ...],
@@ -99,6 +105,7 @@ def predict(
     every_seconds: float | None,
     plot: Path | None,
     device: str,
+    runtime: str | None,
     as_json: bool,
 ) -> int:
     """Say what happens in each VIDEO (a path or URL)."""
@@ -111,6 +118,7 @@ def predict(
         every_seconds=every_seconds,
         plot=plot,
         device=device,
+        runtime=runtime,
         as_json=as_json,
     )
 
@@ -140,6 +148,28 @@ def convert(
     from i3d.tasks.convert import convert as run
 
     show(run(checkpoint, output, bn_eps=bn_eps, classes=classes), as_json=as_json)
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.argument("output")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of weights and arithmetic; input and outputs are float32.",
+)
+@json_option
+def export(checkpoint: str, output: str, precision: str, as_json: bool) -> None:
+    """Export CHECKPOINT (a name or file) for other runtimes, and check it against PyTorch.
+
+    OUTPUT ends in .onnx, or in .pt2 for torch.export.
+    """
+    from i3d.console import show
+    from i3d.tasks.export import export as run
+
+    show(run(checkpoint, output, precision=precision), as_json=as_json)
 
 
 @cli.group()

@@ -1,5 +1,6 @@
 """Running a network on clips: where, at what precision, how many at a time."""
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,7 +18,11 @@ GAIN = 1.05  # a batch twice as large must be so much faster per clip to be wort
 HEADROOM = 0.9  # of the GPU's memory: the allocator's fragments and the next batch's pixels
 
 
-def forward(model: I3D, clips: torch.Tensor, precision: Precision = "fp32") -> torch.Tensor:
+def forward(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    clips: torch.Tensor,
+    precision: Precision = "fp32",
+) -> torch.Tensor:
     """Logits float32 (B, num_classes) of clips (B, C, T, H, W) on the model's device.
 
     fp32 is full float32: on CUDA, TF32 in cuDNN would cost three digits.

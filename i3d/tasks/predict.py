@@ -24,9 +24,9 @@ from i3d.errors import CheckpointError, I3DError, StorageError, UsageError, Vide
 from i3d.flow import optical_flow
 from i3d.metrics import probabilities
 from i3d.models.i3d import I3D
-from i3d.models.weights import load
 from i3d.presets import MIN_FRAMES, Preset, find_preset
 from i3d.tasks.inference import choose_device, forward
+from i3d.tasks.runtimes import ExportedNetwork, open_network
 from i3d.video import DamagedVideoWarning, Source, VideoReader
 
 DEFAULT_CHECKPOINTS = ("rgb_imagenet_kinetics400",)
@@ -138,25 +138,29 @@ def predict(
     top_k: int = 5,
     every_seconds: float | None = None,
     device: str = "auto",
+    runtime: str | None = None,
 ) -> Prediction:
     """Say what happens in a video.
 
     Args:
         video: path, URL, bytes or file object.
-        checkpoints: names or paths (:func:`i3d.load`) of networks with the same classes; their
-            logits are added. A flow network makes TV-L1 flow be computed.
+        checkpoints: names or paths (:func:`i3d.load`) of networks with the same classes, or
+            ``.onnx`` files of ``i3d export``; their logits are added. A flow network makes TV-L1
+            flow be computed.
         top_k: how many classes to give, best first.
         every_seconds: None looks at the first 10 s, as the original's evaluation did. A number
             looks along the whole video, at a window every so many seconds that reaches to the next
             one (at most 10 s).
         device: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
+        runtime: ``"torch"``, ``"onnx"`` (ONNX Runtime) or ``"openvino"``; the latter two run
+            ``.onnx`` files, on a CPU. None: ONNX Runtime for those, PyTorch for all else.
 
     Raises:
         VideoError: the video cannot be decoded.
         CheckpointError: a checkpoint cannot be loaded, or they do not fit together.
         UsageError: an argument has no meaning.
     """
-    return Predictor(checkpoints, device=device).predict(
+    return Predictor(checkpoints, device=device, runtime=runtime).predict(
         video, top_k=top_k, every_seconds=every_seconds
     )
 
@@ -169,6 +173,7 @@ class Predictor:
         checkpoints: Sequence[str | os.PathLike[str]] = DEFAULT_CHECKPOINTS,
         *,
         device: str = "auto",
+        runtime: str | None = None,
         progress: bool = False,
     ) -> None:
         if isinstance(checkpoints, str | os.PathLike):
@@ -177,8 +182,9 @@ class Predictor:
             raise UsageError("no checkpoint to predict with; name at least one")
         self.device = choose_device(device)
         self.checkpoints = tuple(os.fspath(c) for c in checkpoints)
-        self.models: list[I3D] = [
-            load(c, device=self.device, progress=progress) for c in self.checkpoints
+        self.models: list[I3D | ExportedNetwork] = [
+            open_network(c, runtime=runtime, device=device, progress=progress)
+            for c in self.checkpoints
         ]
         first = self.models[0]
         for name, model in zip(self.checkpoints, self.models, strict=True):
@@ -325,6 +331,7 @@ def run(
     every_seconds: float | None,
     plot: Path | None,
     device: str,
+    runtime: str | None,
     as_json: bool,
 ) -> int:
     """``i3d predict``: print a prediction for every video; 1 if any failed, else 0."""
@@ -332,7 +339,9 @@ def run(
         if len(videos) > 1:
             raise UsageError(f"--plot draws one video, not {len(videos)}; call it for each")
         every_seconds = PLOT_WINDOW_SECONDS if every_seconds is None else every_seconds
-    predictor = Predictor(checkpoints or DEFAULT_CHECKPOINTS, device=device, progress=True)
+    predictor = Predictor(
+        checkpoints or DEFAULT_CHECKPOINTS, device=device, runtime=runtime, progress=True
+    )
     outcomes = predictor.predict_many(videos, top_k=top_k, every_seconds=every_seconds)
     results: list[dict[str, Any]] = []
     failed = 0
