@@ -349,6 +349,102 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("source", metavar="VIDEOS|SHARDS")
+@click.argument("output")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    required=True,
+    metavar="NAME|PATH",
+    help="RGB or flow network; give it twice for both.",
+)
+@click.option(
+    "--endpoint",
+    metavar="clip|steps|LAYER",
+    help="clip: features averaged over the window; steps: a row for every time step; or a layer, "
+    "Logits among them.  [default: clip]",
+)
+@click.option("--window", metavar="FRAMES|SECONDSs", help="Length: 64 or 2.5s.  [default: 64]")
+@click.option("--step", metavar="FRAMES|SECONDSs", help="Start to start.  [default: the window]")
+@click.option(
+    "--rest",
+    type=click.Choice(["drop", "keep"]),
+    help="Frames after the last whole window: left out, or in a window that ends with the video.  "
+    "[default: drop]",
+)
+@click.option(
+    "--short",
+    type=click.Choice(["loop", "error"]),
+    help="A video shorter than a window: repeated, or refused.  [default: loop]",
+)
+@click.option(
+    "--for",
+    "purpose",
+    type=click.Choice(["localization", "anomaly"]),
+    help="What these fields' programs read: .npy of 16 frames every 4, T x 2048; of 16 every 16.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["npz", "npy", "parquet", "hdf5"]),
+    help="A file a video, or one for all where OUTPUT ends in .parquet, .h5 or .hdf5.  "
+    "[default: npz]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="Of the network's arithmetic.  [default: fp32]",
+)
+@click.option("--batch-size", type=_BatchSize(), help="Windows at a time.  [default: auto]")
+@click.option(
+    "--workers",
+    type=int,
+    help="Processes that read and decode.  [default: the cores; at most 2 where they need few]",
+)
+@device_option
+@click.option("--partial", is_flag=True, help="Take shards of which some are missing.")
+@click.option("--annotations", metavar="CSV", help="Of a folder of videos, as for precompute.")
+@click.option("--layout", type=click.Choice(["folders", "cvdf", "list", "flat"]), help="Likewise.")
+@click.option("--split", help="Likewise.")
+@click.option("--trim", is_flag=True, help="Likewise.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if any video was skipped.")
+@json_option
+def features(
+    source: str,
+    output: str,
+    checkpoints: tuple[str, ...],
+    purpose: str | None,
+    annotations: str | None,
+    layout: Any,
+    split: str | None,
+    trim: bool,
+    strict: bool,
+    as_json: bool,
+    **chosen: Any,
+) -> int:
+    """Compute features of videos of any length into OUTPUT, a folder or one file.
+
+    Run it again to go on after an interruption; run it under torchrun, mpiexec or srun to share the
+    work between processes and nodes.
+    """
+    from i3d.tasks.features import run
+
+    return run(
+        source,
+        output,
+        checkpoints=checkpoints,
+        purpose=purpose,
+        chosen=chosen,
+        strict=strict,
+        as_json=as_json,
+        annotations=annotations,
+        layout=layout,
+        split=split,
+        trim=trim,
+    )
+
+
+@cli.command()
 @click.argument("real")
 @click.argument("fake", required=False)
 @click.option(
