@@ -8,7 +8,7 @@ neighbour's load meets all of them; a row's figure is the median of its rounds.
 
 On a CPU, in float32: `i3d.load`'s network; the same weights in a network as ports write it
 (channels first, padding copied, ReLU apart); ONNX Runtime and OpenVINO where they are installed
-(`pip install onnx onnxscript onnxruntime openvino`); the convolutions alone, each on an input that
+(`pip install "i3d[export,openvino]"`); the convolutions alone, each on an input that
 lies ready; and the time that the multiplications take at the rate of a large matrix product.
 
 On a GPU: eager, compiled and as a CUDA graph, in fp32, tf32 and bf16, for each batch; clips per
@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import machine
@@ -33,10 +34,11 @@ from torch import nn
 
 import i3d
 from i3d.models.i3d import I3D, TABLE, MaxPool, Unit3D, same_padding
+from i3d.tasks.export import export
 from i3d.tasks.inference import forward
 
 SHAPE = (3, 64, 224, 224)
-PACKAGES = ("torch", "onnxruntime", "openvino", "onnx", "onnxscript", "triton")
+PACKAGES = ("torch", "onnxruntime", "openvino", "triton")
 
 
 def trained_like(stream="rgb", num_classes=400):
@@ -117,29 +119,22 @@ class AsPorts(nn.Module):
 
 def peers(network, clip, threads):
     """Name -> callable, of the runtimes that are installed; their logits are checked."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError:
+    if not (find_spec("onnx") and find_spec("onnxruntime")):
         return {}
     found = {}
     expected = network(clip).numpy()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "i3d.onnx"
-        plain = trained_like().fold()
-        torch.onnx.export(plain, (clip,), path, dynamo=True, external_data=False, verbose=False)
+        checkpoint, path = (Path(folder) / name for name in ("i3d.safetensors", "i3d.onnx"))
+        i3d.save(trained_like(), checkpoint)
+        export(checkpoint, path)
         array = clip.numpy()
-        try:
-            import onnxruntime
+        import onnxruntime
 
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
-            session = onnxruntime.InferenceSession(path, options)
-            inputs = {session.get_inputs()[0].name: array}
-            found["ONNX Runtime"] = lambda: session.run(None, inputs)[0]
-        except ImportError:
-            pass
-        try:
+        session_options = onnxruntime.SessionOptions()
+        session_options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(path, session_options)
+        found["ONNX Runtime"] = lambda: session.run(["logits"], {"clip": array})[0]
+        if find_spec("openvino"):
             import openvino
 
             config = {
@@ -147,11 +142,11 @@ def peers(network, clip, threads):
                 "INFERENCE_PRECISION_HINT": "f32",
                 "PERFORMANCE_HINT": "LATENCY",
             }
-            model = openvino.Core().compile_model(path, "CPU", config)
-            request = model.create_infer_request()
-            found["OpenVINO"] = lambda: request.infer([array])[0]
-        except ImportError:
-            pass
+            core = openvino.Core()
+            model = core.read_model(path)
+            model.reshape({"clip": list(clip.shape)})  # a size that is known serves it best
+            request = core.compile_model(model, "CPU", config).create_infer_request()
+            found["OpenVINO"] = lambda: request.infer([array])["logits"]
     for name, run in found.items():
         assert np.abs(run() - expected).max() < 1e-3, f"{name} computes something else"
     return found
