@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-storage lint format clean
+.PHONY: demo test test-slow test-storage bench-gpu lint format clean
 
 # The environment: exact versions from constraints.txt. torch comes first, so that the CPU build
 # that is pinned there satisfies everything that asks for a torch later.
@@ -24,6 +24,11 @@ test-slow: .venv/ready
 # Storage servers that cannot be started fail here instead of skipping.
 test-storage: .venv/ready
 	I3D_REQUIRE_STORAGE=hdfs,moto $(BIN)/python -m pytest -m "storage or slow" tests/storage
+
+# On a machine with an NVIDIA GPU and PyTorch's CUDA build: checks the GPU's results against the
+# CPU's and measures its speed. Elsewhere it says so and exits with 1.
+bench-gpu: .venv/ready
+	$(BIN)/python benchmarks/flow.py --device cuda
 
 lint: .venv/ready
 	$(BIN)/ruff check .
