@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-train test test-slow test-storage lint format clean
+.PHONY: demo demo-train test test-slow test-storage bench bench-gpu lint format clean
 
 # The environment: exact versions from constraints.txt. torch comes first, so that the CPU build
 # that is pinned there satisfies everything that asks for a torch later.
@@ -41,6 +41,18 @@ test-slow: .venv/ready
 # Storage servers that cannot be started fail here instead of skipping.
 test-storage: .venv/ready
 	I3D_REQUIRE_STORAGE=hdfs,moto $(BIN)/python -m pytest -m "storage or slow" tests/storage
+
+# On a machine with an NVIDIA GPU and PyTorch's CUDA build: checks the GPU's results against the
+# CPU's and measures its speed. Elsewhere it says so and exits with 1.
+# Every stage beside its peers and limits, into benchmarks/results/ (docs/performance.md).
+bench: .venv/ready
+	for stage in forward flow precompute precompute_flow loader evaluate growth plot; do \
+	    $(BIN)/python benchmarks/$$stage.py || exit 1; done
+
+# The same of what runs on a GPU; it fails at once where there is none.
+bench-gpu: .venv/ready
+	for stage in flow forward evaluate precompute_flow growth; do \
+	    $(BIN)/python benchmarks/$$stage.py --device cuda || exit 1; done
 
 lint: .venv/ready
 	$(BIN)/ruff check .

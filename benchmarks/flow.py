@@ -1,6 +1,7 @@
 """TV-L1 flow on one thread: ours beside OpenCV's, in one run, taking turns.
 
     python benchmarks/flow.py [VIDEO ...] [--every 10] [--output benchmarks/results/flow.json]
+    python benchmarks/flow.py --device cuda [VIDEO ...]      # see flow_gpu.py
 
 Takes neighbouring frames at 25 fps with the short side at 256, every EVERY-th pair of them; without
 a video, those of a synthetic clip. Both programs get the same gray frames. Ours builds the second
@@ -129,8 +130,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("videos", nargs="*")
     parser.add_argument("--every", type=int, default=10, help="compare every N-th pair")
-    parser.add_argument("--output", default="benchmarks/results/flow.json")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--output", help="default: benchmarks/results/flow.json or flow_gpu.json")
     arguments = parser.parse_args()
+    command = " ".join(["python", "benchmarks/flow.py", *map(shown, sys.argv[1:])])
+
+    def read_clips():
+        clips = [(Path(video).name, gray_frames(video)) for video in arguments.videos]
+        return clips or [("synthetic", synthetic_frames())]
+
+    if arguments.device == "cuda":
+        import flow_gpu
+
+        output = arguments.output or "benchmarks/results/flow_gpu.json"
+        sys.exit(flow_gpu.run(read_clips, arguments.every, output, command))
     cv2.setNumThreads(1)
 
     begin = time.perf_counter()
@@ -139,8 +152,7 @@ def main():
     ready_seconds = time.perf_counter() - begin
 
     records = []
-    clips = [(Path(video).name, gray_frames(video)) for video in arguments.videos]
-    for name, frames in clips or [("synthetic", synthetic_frames())]:
+    for name, frames in read_clips():
         records += compare(name, frames, arguments.every)
     still = [r for r in records if r["mean_flow_pixels"] < STILL_PIXELS]
     moving = [r for r in records if r["mean_flow_pixels"] >= STILL_PIXELS]
@@ -164,7 +176,7 @@ def main():
     print(f"compiling or loading the kernels took {ready_seconds:.1f} s")
 
     result = {
-        "command": " ".join(["python", "benchmarks/flow.py", *map(shown, sys.argv[1:])]),
+        "command": command,
         "machine": {
             "cpu": cpu_model(),
             "system": f"{platform.system()} {platform.machine()}",
@@ -180,7 +192,7 @@ def main():
         "summary": summary,
         "pairs": records,
     }
-    output = Path(arguments.output)
+    output = Path(arguments.output or "benchmarks/results/flow.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -50,7 +50,7 @@ def synthetic_video(folder):
 def ours(path):
     """(seconds, frames, bytes) of one video."""
     start = time.perf_counter()
-    result = encode_video(VideoTask(str(path), None, None, Settings(flow=False), "cpu"))
+    result = encode_video(VideoTask(str(path), None, None, Settings(flow=False)))
     seconds = time.perf_counter() - start
     sizes = result.value.rgb.sizes
     result.close()

@@ -233,8 +233,6 @@ def test_wrong_frames(frames, message):
 
 def test_wrong_options():
     frames = rgb_frames(2)
-    with pytest.raises(I3DError, match="no GPU kernel yet"):
-        optical_flow(frames, device="cuda")
     with pytest.raises(I3DError, match="unknown device"):
         stream_flow(frames, device="tpu")
     with pytest.raises(I3DError, match="threads=0"):

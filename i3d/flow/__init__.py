@@ -5,12 +5,15 @@
     TVL1           the algorithm's parameters
 
 The flow is that of OpenCV's DualTVL1 (`tvl1.py` describes the algorithm), computed by the kernels
-in `cpu.py`. The same frames give the same bits in both functions and with any number of threads.
+in `cpu.py` or, on a GPU, many pairs at a time by those in `tvl1.cu`. The same frames give the same
+bits in both functions, with any number of threads and in any batch; a GPU rounds as the CPU does,
+so most pairs have the CPU's bits there (docs/gpu.md).
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +32,7 @@ __all__ = ["optical_flow", "stream_flow", "TVL1"]
 
 MIN_SIDE = 16  # pixels: the shortest side that a scale of the pyramid may have
 DEFAULTS = TVL1()
+ON_CPU = ("cpu", "auto")
 
 
 def optical_flow(
@@ -37,8 +41,9 @@ def optical_flow(
     """TV-L1 flow between neighbouring frames.
 
     frames      uint8 (T, H, W, 3) RGB or (T, H, W) gray, T >= 2, H and W >= 16; NumPy or PyTorch
-    device      "cpu" or "auto", which is the same as long as there is no GPU kernel
-    threads     pairs of frames at work at the same time; the result does not depend on it
+    device      "cpu", "cuda" or "cuda:1"; "auto" is the CPU, so that the same call gives the same
+                bits on every machine
+    threads     of the CPU: pairs of frames at work at once; the result does not depend on it
     returns     float32 (T-1, H, W, 2): flow[t, y, x] = (u1, u2), pixels; frame t at (x, y) looks
                 like frame t + 1 at (x + u1, y + u2)
     """
@@ -66,19 +71,39 @@ def stream_flow(
     """The flows of `optical_flow` one after another, each float32 (H, W, 2).
 
     frames      any iterable of uint8 (H, W, 3) RGB or (H, W) gray, all of one size. No more than
-                2 * threads + 1 of them are read ahead. Fewer than two give no flow.
+                2 * threads + 1 of them are read ahead, 257 on a GPU. Fewer than two give no flow.
     """
     check_device(device)
     if threads < 1:
         raise UsageError(f"threads={threads}: must be at least 1, e.g. {os.cpu_count()}")
-    return _stream(iter(frames), threads, parameters)
+    if device in ON_CPU:
+        return _stream(iter(frames), threads, parameters)
+    return _stream_on_gpu(iter(frames), device, parameters)
 
 
 def check_device(device: str) -> None:
-    """Raise a UsageError for a device on which there is no kernel."""
-    if device not in ("cpu", "auto"):
-        remedy = "there is no GPU kernel yet" if device == "cuda" else "unknown device"
-        raise UsageError(f"device={device!r}: {remedy}; use device='cpu' (or 'auto')")
+    """Raise a UsageError for a device that cannot compute flow here."""
+    if device in ON_CPU:
+        return
+    if not re.fullmatch(r"cuda(:\d+)?", device):
+        raise UsageError(f"device={device!r}: unknown device; use 'cpu' or 'cuda'")
+    import torch  # a second to import, so only when a GPU is asked for
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count <= int(device.partition(":")[2] or 0):
+        raise UsageError(
+            f"device={device!r}: PyTorch {torch.__version__} sees {count} GPUs here; "
+            "use device='cpu'"
+        )
+
+
+def flow_kernel(device: str) -> str:
+    """Which program computes flow on a device: "cpu", "cuda" (ours) or "torch" (PyTorch's)."""
+    if device in ON_CPU:
+        return "cpu"
+    from i3d.flow.batch import has_kernels
+
+    return "cuda" if has_kernels() else "torch"
 
 
 def _stream(frames: Iterator[Any], threads: int, parameters: TVL1) -> Iterator[np.ndarray]:
@@ -120,6 +145,19 @@ def _stream(frames: Iterator[Any], threads: int, parameters: TVL1) -> Iterator[n
                 yield finish_oldest()
         while running:
             yield finish_oldest()
+
+
+def _stream_on_gpu(frames: Iterator[Any], device: str, parameters: TVL1) -> Iterator[np.ndarray]:
+    from i3d.flow.batch import stream_batches
+
+    def gray_frames() -> Iterator[np.ndarray]:
+        size: tuple[int, ...] = ()
+        for index, frame in enumerate(frames):
+            gray = _gray(_as_numpy(frame), index, size)
+            size = gray.shape
+            yield gray
+
+    return stream_batches(gray_frames(), device=device, parameters=parameters)
 
 
 def _as_numpy(array: Any) -> np.ndarray:

@@ -12,16 +12,8 @@ from i3d.data.kinetics import Dataset, Video
 from i3d.distributed import World
 from i3d.errors import VideoError
 from i3d.flow import check_device
-from i3d.tasks.pool import Failed, Result, WorkerPool
-from i3d.tasks.precompute import (
-    WORKER_ENVIRONMENT,
-    Settings,
-    VideoSet,
-    encode_video,
-    judged,
-    plan,
-    video_task,
-)
+from i3d.tasks.pool import Failed, Result
+from i3d.tasks.precompute import Settings, VideoSet, judged, open_pool, plan, video_task
 from i3d.tasks.process import checked_workers, default_workers
 from i3d.video import probe_video
 
@@ -102,7 +94,7 @@ def dry_run(
     check_device(device)
     workers = checked_workers(workers, World())
     dataset = videos.read(progress=progress)
-    manifest = plan(dataset, videos.location, settings)
+    manifest = plan(dataset, videos.location, settings, device=device)
     by_key = {video.key: video for video in dataset.videos}
     unreadable = _unreadable(dataset, "headers" if progress else None)
     bad = {key for key, _ in unreadable}
@@ -112,10 +104,10 @@ def dry_run(
     if sample:
         with (
             progress_bar("sample" if progress else None, total=len(sample), unit="videos") as bar,
-            WorkerPool(encode_video, workers=1, environment=WORKER_ENVIRONMENT) as pool,
+            open_pool(settings, workers=1, device=device) as pool,
         ):
             # The first task also pays for imports and compilation, so it is not counted.
-            tasks = [video_task(s, by_key[s.key].location, settings, device) for s in sample]
+            tasks = [video_task(s, by_key[s.key].location, settings) for s in sample]
             warm_up = replace(tasks[0], settings=replace(settings, max_seconds=WARM_UP_SECONDS))
             start = 0.0
             for i, (task, outcome) in enumerate(pool.map([warm_up, *tasks], ahead=1)):

@@ -4,6 +4,12 @@
 must lose no more than the one that was too much. Results may carry open files, which travel as
 descriptors of unlinked temporary files: nothing large is copied, and nothing stays on disk when
 everything is killed.
+
+Work may have several stages, of which one can have processes of its own:
+
+    tasks --work--> results --stage 1, a process with the GPU--> results --stage 2, the workers-->
+
+Each task goes through all of them; while one is in a stage, others are in other stages.
 """
 
 import contextlib
@@ -14,7 +20,7 @@ import signal
 import tempfile
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
@@ -66,27 +72,47 @@ class Failed:
 Outcome = Result | Died | Failed
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What is done with the results of the stage before.
+
+    Attributes:
+        work: picklable function of a list of results, at most ``together`` of them, whose files
+            stand at their start; it returns as many results, which may carry the same files on.
+        own: number of processes that do nothing else; 0: the pool's workers do it.
+        together: results that one call gets at most.
+    """
+
+    work: Callable[[list[Result]], list[Result]]
+    own: int = 0
+    together: int = 1
+
+
 @dataclass(eq=False)
 class _Worker:
     process: BaseProcess
     connection: Connection
-    task: int | None = None
+    stages: tuple[int, ...]  # that it does, the last first: what is begun is finished first
+    tasks: list[int] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class _Pending(Generic[Task]):
     task: Task
-    attempts: int = 0
+    stage: int = 0
+    result: Result | None = None  # of the stage before; its files stay open while it may be needed
+    attempts: int = 0  # at this stage
     outcome: Outcome | None = field(default=None)
 
 
 class WorkerPool(Generic[Task]):
-    """``workers`` processes that call ``work(task)``.
+    """``workers`` processes that call ``work(task)``, and those of the stages that follow.
 
     Args:
         work: picklable function of one task that returns a `Result`.
         workers: number of processes.
         environment: variables to set in the workers before they import anything.
+        then: stages that the results go through.
     """
 
     def __init__(
@@ -95,21 +121,25 @@ class WorkerPool(Generic[Task]):
         *,
         workers: int,
         environment: dict[str, str] | None = None,
+        then: Sequence[Stage] = (),
     ) -> None:
         # Every outcome that waits for its turn holds files; the usual limit is for other programs.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._work = work
+        self._then = tuple(then)
         self._environment = environment or {}
         # spawn: forked children inherit locks and threads of fsspec, numba and OpenCV
         self._context = multiprocessing.get_context("spawn")
-        self._workers = [self._start() for _ in range(workers)]
+        shared = [number for number, stage in enumerate(self._then, start=1) if not stage.own]
+        self._workers = [self._start((*reversed(shared), 0)) for _ in range(workers)]
+        for number, stage in enumerate(self._then, start=1):
+            self._workers += [self._start((number,)) for _ in range(stage.own)]
 
-    def _start(self) -> _Worker:
+    def _start(self, stages: tuple[int, ...]) -> _Worker:
         ours, theirs = self._context.Pipe(duplex=True)
-        process = self._context.Process(
-            target=_serve, args=(theirs, self._work, self._environment), daemon=True
-        )
+        arguments = (theirs, self._work, self._then, self._environment)
+        process = self._context.Process(target=_serve, args=arguments, daemon=True)
         saved = {name: os.environ.get(name) for name in self._environment}
         os.environ.update(self._environment)  # numba and OpenMP read them when they are imported
         # Ctrl-C reaches the whole process group, and the parent ends the workers: they inherit
@@ -125,7 +155,7 @@ class WorkerPool(Generic[Task]):
                 else:
                     os.environ[name] = value
         theirs.close()
-        return _Worker(process, ours)
+        return _Worker(process, ours, stages)
 
     def map(self, tasks: Iterable[Task], *, ahead: int) -> Iterator[tuple[Task, Outcome]]:
         """(task, outcome) in the order of the tasks, which may finish in any order.
@@ -134,7 +164,8 @@ class WorkerPool(Generic[Task]):
         """
         source = enumerate(tasks)
         pending: dict[int, _Pending[Task]] = {}
-        waiting: deque[int] = deque()  # numbers of begun tasks that no worker has
+        # numbers of tasks that wait for a worker, for each stage
+        waiting: list[deque[int]] = [deque() for _ in range(1 + len(self._then))]
         exhausted = False
         head = 0
         while True:
@@ -144,9 +175,9 @@ class WorkerPool(Generic[Task]):
                     exhausted = True
                 else:
                     pending[item[0]] = _Pending(item[1])
-                    waiting.append(item[0])
+                    waiting[0].append(item[0])
             for worker in self._workers:
-                if waiting and worker.task is None:
+                if not worker.tasks:
                     self._send(worker, waiting, pending)
             if head in pending and (outcome := pending[head].outcome) is not None:
                 yield pending.pop(head).task, outcome
@@ -157,38 +188,66 @@ class WorkerPool(Generic[Task]):
                 self._receive(waiting, pending)
 
     def _send(
-        self, worker: _Worker, waiting: deque[int], pending: dict[int, _Pending[Task]]
+        self, worker: _Worker, waiting: list[deque[int]], pending: dict[int, _Pending[Task]]
     ) -> None:
-        number = waiting.popleft()
-        worker.task = number
-        pending[number].attempts += 1
-        # A worker that died while idle is noticed, and its task taken back, by _receive.
+        """Give an idle worker something to do, if there is anything."""
+        stage = next((stage for stage in worker.stages if waiting[stage]), None)
+        if stage is None:
+            return
+        together = self._then[stage - 1].together if stage else 1
+        worker.tasks = [waiting[stage].popleft()]
+        # What killed a worker is tried again by itself, so that it costs no others.
+        while (
+            waiting[stage]
+            and len(worker.tasks) < together
+            and not pending[worker.tasks[0]].attempts
+            and not pending[waiting[stage][0]].attempts
+        ):
+            worker.tasks.append(waiting[stage].popleft())
+        chosen = [pending[number] for number in worker.tasks]
+        for one in chosen:
+            one.attempts += 1
+        # A worker that died while idle is noticed, and its tasks taken back, by _receive.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            worker.connection.send(pending[number].task)
+            if stage == 0:
+                worker.connection.send((0, chosen[0].task))
+            else:
+                worker.connection.send((stage, len(chosen)))
+                for one in chosen:
+                    assert one.result is not None
+                    _write_result(worker.connection, one.result)
 
-    def _receive(self, waiting: deque[int], pending: dict[int, _Pending[Task]]) -> None:
-        """Wait until some worker answers or dies, and note what came of its task."""
-        busy = {w.connection: w for w in self._workers if w.task is not None}
+    def _receive(self, waiting: list[deque[int]], pending: dict[int, _Pending[Task]]) -> None:
+        """Wait until some worker answers or dies, and note what came of its tasks."""
+        busy = {w.connection: w for w in self._workers if w.tasks}
         for ready in connection.wait(list(busy)):
             assert isinstance(ready, Connection)
             worker = busy[ready]
-            assert worker.task is not None
+            done = [pending[number] for number in worker.tasks]
+            outcomes: list[Outcome]
             try:
-                outcome: Outcome = _read_outcome(ready)
+                outcomes = _read_outcomes(ready, len(done))
             except (EOFError, ConnectionResetError):
                 exitcode = self._replace(worker)
-                number = worker.task
-                if pending[number].attempts < ATTEMPTS:
-                    waiting.appendleft(number)
-                    continue
-                outcome = Died(exitcode)
-            pending[worker.task].outcome = outcome
-            worker.task = None
+                for number, one in reversed(list(zip(worker.tasks, done, strict=True))):
+                    if one.attempts < ATTEMPTS:
+                        waiting[one.stage].appendleft(number)
+                    else:
+                        _finish(one, Died(exitcode))
+                continue
+            for number, one, outcome in zip(worker.tasks, done, outcomes, strict=True):
+                if isinstance(outcome, Result) and one.stage < len(self._then):
+                    _drop(one)
+                    one.stage, one.result, one.attempts = one.stage + 1, outcome, 0
+                    waiting[one.stage].append(number)
+                else:
+                    _finish(one, outcome)
+            worker.tasks = []
 
     def _replace(self, worker: _Worker) -> int | None:
         worker.process.join()
         worker.connection.close()
-        self._workers[self._workers.index(worker)] = self._start()
+        self._workers[self._workers.index(worker)] = self._start(worker.stages)
         return worker.process.exitcode
 
     def close(self) -> None:
@@ -206,35 +265,70 @@ class WorkerPool(Generic[Task]):
         self.close()
 
 
-def _read_outcome(channel: Connection) -> Outcome:
-    answer = channel.recv()
-    if isinstance(answer, Failed):
-        return answer
+def _drop(pending: _Pending[Any]) -> None:
+    """Close the files of the stage before."""
+    if pending.result is not None:
+        pending.result.close()
+        pending.result = None
+
+
+def _finish(pending: _Pending[Any], outcome: Outcome) -> None:
+    _drop(pending)
+    pending.outcome = outcome
+
+
+def _write_result(channel: Connection, result: Result) -> None:
+    channel.send((result.value, len(result.files)))
+    for file in result.files:
+        file.flush()
+        reduction.send_handle(channel, file.fileno(), None)
+
+
+def _read_result(channel: Connection, answer: Any) -> Result:
+    """The result that ``answer`` begins; its files stand at their start."""
     value, num_files = answer
-    descriptors = [reduction.recv_handle(channel) for _ in range(num_files)]
-    return Result(value, tuple(os.fdopen(d, "rb") for d in descriptors))
+    files = tuple(os.fdopen(reduction.recv_handle(channel), "r+b") for _ in range(num_files))
+    for file in files:
+        file.seek(0)
+    return Result(value, files)
 
 
-def _serve(channel: Connection, work: Callable[[Any], Result], environment: dict[str, str]) -> None:
+def _read_outcomes(channel: Connection, count: int) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    while len(outcomes) < count:
+        answer = channel.recv()
+        if isinstance(answer, Failed):
+            return [answer] * count
+        outcomes.append(_read_result(channel, answer))
+    return outcomes
+
+
+def _serve(
+    channel: Connection,
+    work: Callable[[Any], Result],
+    then: tuple[Stage, ...],
+    environment: dict[str, str],
+) -> None:
     """What a worker process does: tasks in, outcomes out, until the parent is gone."""
     os.environ.update(environment)
     end_with_parent()
     while True:
+        before: list[Result] = []
         try:
-            task = channel.recv()
+            stage, task = channel.recv()
+            if stage > 0:
+                before = [_read_result(channel, channel.recv()) for _ in range(task)]
         except (EOFError, ConnectionResetError):
             return
         try:
-            result = work(task)
+            results = then[stage - 1].work(before) if stage else [work(task)]
         except Exception as error:
             channel.send(Failed(_picklable(error), traceback.format_exc()))
-            continue
-        channel.send((result.value, len(result.files)))
-        for file in result.files:
-            file.flush()
-            os.lseek(file.fileno(), 0, os.SEEK_SET)
-            reduction.send_handle(channel, file.fileno(), None)
-        result.close()
+            results = []
+        for result in results:
+            _write_result(channel, result)
+        for result in (*results, *before):
+            result.close()
 
 
 def _picklable(error: Exception) -> Exception:

@@ -3,6 +3,10 @@
     videos --read_dataset--> plan (manifest.json) --rank r: shards r, r + world, ...-->
       workers: decode, resize, flow, encode --in the plan's order--> shard-00000.tar + .json
 
+With a GPU the flow has a process of its own, and each video passes through it:
+
+      workers: decode, resize, gray, JPEG --> GPU: flow of several videos --> workers: PNG
+
 The plan depends on the data and the settings alone, and every step is deterministic, so any number
 of workers, processes and nodes gives the same bytes. A shard and its sidecar appear under their
 names when they are whole; what is there is not made again. No process waits for another.
@@ -12,10 +16,11 @@ import errno
 import os
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -47,9 +52,17 @@ from i3d.data.shards import (
 )
 from i3d.distributed import World, world_from_environment
 from i3d.errors import I3DError, UsageError, VideoError
-from i3d.flow import TVL1, check_device, stream_flow
+from i3d.flow import TVL1, check_device, flow_kernel, stream_flow
 from i3d.presets import KINETICS_I3D, Preset, preset_with_short_side
-from i3d.tasks.pool import Died, Failed, Outcome, Result, WorkerPool, temporary_file
+from i3d.tasks.pool import (
+    Died,
+    Failed,
+    Outcome,
+    Result,
+    Stage,
+    WorkerPool,
+    temporary_file,
+)
 from i3d.tasks.process import checked_workers, terminated_cleanly
 
 # One thread in each library inside a worker, so that N workers load N cores.
@@ -59,6 +72,7 @@ WORKER_ENVIRONMENT = {
     "NUMBA_NUM_THREADS": "1",
 }
 AHEAD = 3  # videos begun per worker beyond the one that is written next
+VIDEOS_TOGETHER = 4  # on the GPU at the same time, at most: a thousand pairs keep it busy
 
 
 @dataclass(frozen=True)
@@ -152,12 +166,11 @@ class VideoTask:
     start_seconds: float | None
     end_seconds: float | None
     settings: Settings
-    device: str
 
 
-def video_task(sample: PlannedSample, location: str, settings: Settings, device: str) -> VideoTask:
+def video_task(sample: PlannedSample, location: str, settings: Settings) -> VideoTask:
     """The task of a planned sample whose file is at ``location``."""
-    return VideoTask(location, sample.start_seconds, sample.end_seconds, settings, device)
+    return VideoTask(location, sample.start_seconds, sample.end_seconds, settings)
 
 
 NO_PICTURES = Pictures((), ())
@@ -173,7 +186,7 @@ class EncodedVideo:
         rgb: sizes and checksums of the frames.
         flow: of the flows; None without.
         damage: what was lost of a damaged video, or None.
-        error: why the video cannot be used; the rest is then empty.
+        error: why the video cannot be used; the rest is then empty, and there are no files.
     """
 
     height: int = 0
@@ -189,9 +202,51 @@ def encode_video(task: VideoTask) -> Result:
 
     The frames flow through one by one, so memory does not depend on the video's length.
     """
+    from i3d.clips import quantize_flow
+
+    flow = PictureWriter(temporary_file())
+
+    def follow(frames: Iterator[Any]) -> None:
+        for vectors in stream_flow(frames):
+            flow.add(encode_flow(quantize_flow(vectors[None])[0]))
+
+    video, files = _encode_frames(task, follow if task.settings.flow else _exhaust, flow.file)
+    if files and task.settings.flow:
+        video = replace(video, flow=flow.pictures)
+    return Result(video, files)
+
+
+def decode_video(task: VideoTask) -> Result:
+    """Decode, resize and encode the frames of one video, whose flow is computed elsewhere.
+
+    Files: the encoded frames; all frames in gray, uint8 (T, H, W).
+    """
     import cv2
 
-    from i3d.clips import quantize_flow
+    gray = temporary_file()
+
+    def follow(frames: Iterator[Any]) -> None:
+        for frame in frames:
+            gray.write(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).data)
+
+    return Result(*_encode_frames(task, follow, gray))
+
+
+def _exhaust(frames: Iterator[Any]) -> None:
+    for _ in frames:
+        pass
+
+
+def _encode_frames(
+    task: VideoTask, follow: Callable[[Iterator[Any]], None], second: IO[bytes]
+) -> tuple[EncodedVideo, tuple[IO[bytes], ...]]:
+    """Decode, resize and encode the frames, each of which ``follow`` gets, too.
+
+    Returns:
+        What was found, and the files: the encoded frames and ``second``, which ``follow`` fills.
+    """
+    import cv2
+
     from i3d.video import VideoReader
 
     cv2.setNumThreads(1)
@@ -200,7 +255,7 @@ def encode_video(task: VideoTask) -> Result:
     if settings.max_seconds:
         longest = start + settings.max_seconds
         end = longest if end is None else min(end, longest)
-    rgb, flow = PictureWriter(temporary_file()), PictureWriter(temporary_file())
+    rgb = PictureWriter(temporary_file())
     shape = (0, 0)
     try:
         with VideoReader(
@@ -217,27 +272,85 @@ def encode_video(task: VideoTask) -> Result:
                     rgb.add(jpeg)
                     yield frame
 
-            if settings.flow:
-                for vectors in stream_flow(frames(), device=task.device):
-                    flow.add(encode_flow(quantize_flow(vectors[None])[0]))
-            else:
-                for _ in frames():
-                    pass
+            follow(frames())
             damage = reader.damage
     except VideoError as error:
         rgb.file.close()
-        flow.file.close()
-        return Result(EncodedVideo(error=str(error)))
+        second.close()
+        return EncodedVideo(error=str(error)), ()
     height, width = shape
-    tables = rgb.pictures, flow.pictures if settings.flow else None
-    return Result(EncodedVideo(height, width, *tables, damage=damage), (rgb.file, flow.file))
+    return EncodedVideo(height, width, rgb.pictures, damage=damage), (rgb.file, second)
+
+
+# --- flow on a GPU, in a process of its own -------------------------------------------------------
+
+
+def flow_videos(results: list[Result], *, device: str) -> list[Result]:
+    """The flow of videos that `decode_video` decoded.
+
+    Files: the encoded frames as they came; all flow as it is stored, uint8 (T-1, H, W, 2).
+    """
+    import numpy as np
+
+    from i3d.clips import quantize_flow
+    from i3d.flow.batch import flow_batches
+
+    videos = [result for result in results if result.files]
+    gray = []
+    for result in videos:
+        video: EncodedVideo = result.value
+        shape = len(video.rgb), video.height, video.width
+        gray.append(np.memmap(result.files[1], np.uint8, "r", shape=shape))
+    stored = [temporary_file() for _ in videos]
+    for number, flow in flow_batches(gray, device=device):
+        stored[number].write(quantize_flow(flow).cpu().numpy().data)
+    files = iter(stored)
+    return [Result(r.value, (r.files[0], next(files)) if r.files else ()) for r in results]
+
+
+def encode_flows(results: list[Result]) -> list[Result]:
+    """Encode what `flow_videos` stored: the same result as `encode_video`'s."""
+    import cv2
+    import numpy as np
+
+    cv2.setNumThreads(1)
+    encoded = []
+    for result in results:
+        if not result.files:
+            encoded.append(result)
+            continue
+        video, (rgb, stored) = result.value, result.files
+        flow = PictureWriter(temporary_file())
+        for _ in range(len(video.rgb) - 1):
+            pixels = np.frombuffer(stored.read(video.height * video.width * 2), np.uint8)
+            flow.add(encode_flow(pixels.reshape(video.height, video.width, 2)))
+        encoded.append(Result(replace(video, flow=flow.pictures), (rgb, flow.file)))
+    return encoded
+
+
+def open_pool(settings: Settings, *, workers: int, device: str) -> WorkerPool[VideoTask]:
+    """The processes that turn a `VideoTask` into an `EncodedVideo`."""
+    if device == "cpu" or not settings.flow:
+        return WorkerPool(encode_video, workers=workers, environment=WORKER_ENVIRONMENT)
+    on_gpu = Stage(partial(flow_videos, device=device), own=1, together=VIDEOS_TOGETHER)
+    return WorkerPool(
+        decode_video,
+        workers=workers,
+        environment=WORKER_ENVIRONMENT,
+        then=(on_gpu, Stage(encode_flows)),
+    )
 
 
 # --- the plan -------------------------------------------------------------------------------------
 
 
-def plan(dataset: Dataset, root: files.Location, settings: Settings) -> Manifest:
-    """The manifest of a dataset under settings; it depends on nothing else."""
+def plan(
+    dataset: Dataset, root: files.Location, settings: Settings, *, device: str = "cpu"
+) -> Manifest:
+    """The manifest of a dataset under settings; it depends on nothing else.
+
+    The GPU's flow can differ from the CPU's, so the manifest names its kernel.
+    """
     samples = [
         PlannedSample(
             key=video.key,
@@ -260,6 +373,7 @@ def plan(dataset: Dataset, root: files.Location, settings: Settings) -> Manifest
     versions = {"i3d": i3d.__version__, **_library_versions(), **encoding_versions(streams)}
     if settings.flow:
         parameters["flow_bound_pixels"] = KINETICS_I3D.flow_bound_pixels
+        parameters["flow_kernel"] = flow_kernel(device)
         parameters |= {f"tvl1_{name}": value for name, value in asdict(TVL1()).items()}
     return Manifest(
         dataset=PurePosixPath(os.fspath(root).rstrip("/")).name or "videos",
@@ -354,6 +468,15 @@ class Precomputed:
         return "\n".join(lines)
 
 
+def _of_this_process(device: str, world: World) -> str:
+    """The GPU of this process: those of a node are shared out in turns."""
+    if device != "cuda":
+        return "cpu" if device == "auto" else device
+    import torch
+
+    return f"cuda:{world.local_rank % max(1, torch.cuda.device_count())}"
+
+
 class _ShardLostError(Exception):
     """A worker died over a video of this shard."""
 
@@ -388,8 +511,9 @@ def precompute(
     check_device(device)
     world = world_from_environment() if world is None else world
     workers = checked_workers(workers, world)
+    device = _of_this_process(device, world)
     dataset = videos.read(progress=progress)
-    manifest = plan(dataset, videos.location, settings)
+    manifest = plan(dataset, videos.location, settings, device=device)
     write_manifest(output, manifest)
     mine = manifest.shards_of(rank=world.rank, world_size=world.size)
     there = set(complete_shards(output, manifest, shards=mine))
@@ -441,13 +565,11 @@ class _Job:
     def run(self, shards: list[int], workers: int, bar: Bar) -> None:
         """Make the shards."""
         samples = (sample for i in shards for sample in self.manifest.shards[i])
-        tasks = (
-            video_task(s, self.videos[s.key].location, self.settings, self.device) for s in samples
-        )
+        tasks = (video_task(s, self.videos[s.key].location, self.settings) for s in samples)
         start = time.monotonic()
         with (
             terminated_cleanly(),
-            WorkerPool(encode_video, workers=workers, environment=WORKER_ENVIRONMENT) as pool,
+            open_pool(self.settings, workers=workers, device=self.device) as pool,
         ):
             outcomes = pool.map(tasks, ahead=AHEAD * workers)
             for shard in shards:

@@ -1,0 +1,205 @@
+"""TV-L1 flow on a GPU: agreement with the CPU's, and speed; `flow.py --device cuda` calls it.
+
+Agreement: every EVERY-th pair of each video beside the CPU's kernel; and the same bits from another
+run and from a pair alone. Speed: batches of PAIRS pairs made of those frames, already on the GPU,
+for several numbers of pairs at work and several ways to cut the picture; median of ROUNDS. Beside
+it, in the same run, the rates of a large copy and of a large float32 product of matrices, which are
+what the work's bytes and operations are held against.
+"""
+
+import ctypes
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import machine
+import numpy as np
+import torch
+
+from i3d.flow import TVL1, gpu, optical_flow
+
+PAIRS = 1024
+ROUNDS = 5
+SLOTS = (16, 32, 64, 128, 256, 512)
+TILINGS = (
+    gpu.LARGE,
+    replace(gpu.LARGE, pass_iterations=3),
+    replace(gpu.LARGE, pass_iterations=5),
+    replace(gpu.LARGE, pass_iterations=6),
+    replace(gpu.LARGE, rows=10),
+    gpu.SMALL,
+    replace(gpu.SMALL, blocks=3),
+)
+INSTRUCTIONS = 135  # of one pixel's iteration, in the loop that the compiler makes for sm_90
+READ_FLOATS, WRITTEN_FLOATS = 9, 6  # of a pixel in a pass: u, p, IX, IY, RHO; u, p
+LIMIT_PIXELS = 0.03  # mean end-point difference that is asked for
+AIM, LEAST = 2000, 1000  # pairs a second at 340x256
+
+
+def agreement(clips, every):
+    """One record a clip."""
+    records = []
+    for name, frames in clips:
+        frames = np.stack(list(frames))
+        flow = optical_flow(frames, device="cuda")
+        again = optical_flow(frames, device="cuda")
+        alone = optical_flow(frames[1:3], device="cuda")
+        differences = []
+        for first in range(0, len(frames) - 1, every):
+            expected = optical_flow(frames[first : first + 2])[0]
+            differences.append(np.hypot(*np.moveaxis(flow[first] - expected, -1, 0)))
+        records.append(
+            {
+                "video": name,
+                "pairs": len(differences),
+                "end_point_difference_pixels": float(np.mean(differences)),
+                "largest_of_a_pair_pixels": max(float(d.mean()) for d in differences),
+                "identical_pairs": sum(not d.any() for d in differences),
+                "same_bits_again": bool((flow == again).all()),
+                "same_bits_alone": bool((flow[1] == alone[0]).all()),
+            }
+        )
+    return records
+
+
+def seconds_of(work):
+    """Median of ROUNDS, after one that warms up."""
+    times = []
+    for _ in range(ROUNDS + 1):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])
+
+
+def ceilings():
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    copy = 2 * source.numel() / seconds_of(lambda: target.copy_(source))
+    torch.backends.cuda.matmul.allow_tf32 = False
+    a, b = torch.randn(2, 8192, 8192, device="cuda")
+    product = 2 * 8192**3 / seconds_of(lambda: a @ b)
+    return {"copy_bytes_per_second": copy, "float32_operations_per_second": product}
+
+
+def count_work(solver, frames, pairs):
+    """Pixels' iterations and bytes of the passes, by looking at the slots after every step."""
+    tiling = solver.kernels.tiling
+    tile = tiling.tile_width * tiling.tile_height
+    work = {"pixel_iterations": 0, "computed_pixel_iterations": 0, "bytes": 0, "steps": 0}
+
+    def run(count):
+        while solver._counters[gpu.DONE] < count:
+            for slot in solver._slots.tolist():
+                stage, scale, iterations = slot[0], slot[2], slot[6]
+                if stage != 3:
+                    continue
+                height, width = solver._sizes[scale]
+                tiles = tiling.tiles(width, tiling.tile_width)
+                tiles *= tiling.tiles(height, tiling.tile_height)
+                work["pixel_iterations"] += height * width * iterations
+                work["computed_pixel_iterations"] += tiles * tile * iterations
+                read = 4 * READ_FLOATS * tiles * tile
+                work["bytes"] += read + 4 * WRITTEN_FLOATS * height * width
+            work["steps"] += 1
+            solver._launch_step()
+            solver._launch_advance()
+
+    solver._run = run
+    solver.flow(frames, pairs)
+    return {key: value / len(pairs) for key, value in work.items() if key != "steps"}
+
+
+def batch_of(clips):
+    """Frames of the first clip and PAIRS pairs of neighbours among them."""
+    frames = np.stack(list(clips[0][1]))
+    pairs = [(i % (len(frames) - 1), i % (len(frames) - 1) + 1) for i in range(PAIRS)]
+    return torch.from_numpy(frames).cuda(), pairs
+
+
+def kernels_of(tiling):
+    major, minor = torch.cuda.get_device_capability()
+    code = gpu.compile_kernels(f"sm_{major}{minor}", tiling)
+    torch.zeros(1, device="cuda")
+    return gpu.Kernels(code, ctypes.CDLL("libcuda.so.1"), tiling)
+
+
+def speed(frames, pairs, tiling, slots):
+    height, width = frames.shape[1:]
+    solver = gpu.BatchSolver(
+        height,
+        width,
+        TVL1(),
+        torch.device("cuda"),
+        kernels=kernels_of(tiling),
+        slots=slots,
+        most_frames=max(len(frames), PAIRS),
+    )
+    record = {"tiling": asdict(tiling), "slots": solver.slots}
+    record["pairs_per_second"] = PAIRS / seconds_of(lambda: solver.flow(frames, pairs))
+    work = count_work(solver, frames, pairs[:64])
+    return record | {f"{key}_per_pair": value for key, value in work.items()}
+
+
+def run(clips, every, output, command):
+    """Print and write everything; the exit code."""
+    if not torch.cuda.is_available():
+        print("no GPU here: nothing was checked or measured", file=sys.stderr)
+        return 1
+    records = agreement(clips(), every)
+    for r in records:
+        print(
+            f"{r['video']:36} {r['pairs']:4} pairs, end-point difference "
+            f"{r['end_point_difference_pixels']:.5f} px (largest of a pair "
+            f"{r['largest_of_a_pair_pixels']:.5f}), {r['identical_pairs']} identical; same bits "
+            f"again: {r['same_bits_again']}, alone: {r['same_bits_alone']}"
+        )
+    limits = ceilings()
+    print(
+        f"copy {limits['copy_bytes_per_second'] / 1e12:.2f} TB/s, "
+        f"float32 {limits['float32_operations_per_second'] / 1e12:.1f} TFLOP/s"
+    )
+    frames, pairs = batch_of(clips())
+    speeds = [speed(frames, pairs, gpu.LARGE, slots) for slots in SLOTS]
+    speeds += [speed(frames, pairs, tiling, None) for tiling in TILINGS]
+    for s in speeds:
+        rate = s["pairs_per_second"]
+        # a product's float32 operations are two for each instruction
+        share = rate * s["computed_pixel_iterations_per_pair"] * INSTRUCTIONS
+        share /= limits["float32_operations_per_second"] / 2
+        moved = rate * s["bytes_per_pair"]
+        t = s["tiling"]
+        print(
+            f"{t['tile_width']}x{t['strips'] * t['rows']} tiles, {t['blocks']} blocks, "
+            f"{t['pass_iterations']} iterations a pass, {s['slots']:3} pairs at work: "
+            f"{rate:7.0f} pairs/s, {moved / 1e12:.2f} TB/s of passes "
+            f"({moved / limits['copy_bytes_per_second']:.0%} of the copy), instructions "
+            f"{share:.0%} of the product's"
+        )
+    best = max(s["pairs_per_second"] for s in speeds)
+    good = all(
+        r["end_point_difference_pixels"] < LIMIT_PIXELS
+        and r["same_bits_again"]
+        and r["same_bits_alone"]
+        for r in records
+    )
+    print(f"agreement: {'yes' if good else 'NO'}; {best:.0f} pairs/s, aim {AIM}, least {LEAST}")
+    result = {
+        "command": command,
+        "machine": machine.describe(),
+        "versions": machine.versions("torch", "numpy", "numba", "opencv-contrib-python-headless"),
+        "frame_size": f"{frames.shape[2]}x{frames.shape[1]}",
+        "pairs": PAIRS,
+        "rounds": ROUNDS,
+        "agreement": records,
+        "ceilings": limits,
+        "speed": speeds,
+    }
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    Path(output).write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if good and best >= LEAST else 1
