@@ -42,14 +42,13 @@ test-slow: .venv/ready
 test-storage: .venv/ready
 	I3D_REQUIRE_STORAGE=hdfs,moto $(BIN)/python -m pytest -m "storage or slow" tests/storage
 
-# On a machine with an NVIDIA GPU and PyTorch's CUDA build: checks the GPU's results against the
-# CPU's and measures its speed. Elsewhere it says so and exits with 1.
 # Every stage beside its peers and limits, into benchmarks/results/ (docs/performance.md).
 bench: .venv/ready
 	for stage in forward flow precompute precompute_flow loader evaluate growth plot; do \
 	    $(BIN)/python benchmarks/$$stage.py || exit 1; done
 
-# The same of what runs on a GPU; it fails at once where there is none.
+# What runs on a GPU, with PyTorch's CUDA build: flow is checked against the CPU's too. Without a
+# GPU it says so and fails.
 bench-gpu: .venv/ready
 	for stage in flow forward evaluate precompute_flow growth; do \
 	    $(BIN)/python benchmarks/$$stage.py --device cuda || exit 1; done

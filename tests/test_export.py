@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -538,3 +539,21 @@ def test_the_recipe_for_programs_without_i3d(exported, networks, monkeypatch, ca
     np.testing.assert_allclose(scope["logits"], expected, atol=1e-5)
     best = capsys.readouterr().out.splitlines()[0]
     assert best.split("  ")[-1] == CLASSES[int(expected.argmax())]
+
+
+@pytest.mark.skipif(NO_OPENVINO, reason="openvino is not installed")
+def test_a_signal_after_openvino_finds_its_stack(exported):
+    """In a process of its own: two networks come and go, then a child ends, which is a signal."""
+    script = """
+import gc, signal, subprocess, sys
+import numpy as np
+from i3d.tasks.runtimes import open_network
+
+signal.signal(signal.SIGCHLD, lambda *_: None)
+networks = [open_network(sys.argv[1], runtime="openvino") for _ in range(2)]
+while networks:
+    networks.pop(0)
+    gc.collect()
+subprocess.run(["true"], check=True)
+"""
+    subprocess.run([sys.executable, "-c", script, exported()], check=True)

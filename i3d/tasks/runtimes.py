@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -175,10 +176,21 @@ def _on_onnx_runtime(data: bytes) -> Session:
     return run
 
 
+@cache
+def _only(make_core: Callable[[], Any]) -> Any:
+    """OpenVINO's core: one for the process, and never destroyed.
+
+    Each gives the thread a signal stack of its own, and puts back at its end what was there at its
+    start: two that end in the order of their making leave a stack that is no memory any more, and
+    the next signal (2026.4: a child's end, with PyTorch's workers) kills the process.
+    """
+    return make_core()
+
+
 def _on_openvino(data: bytes) -> Session:
     import openvino
 
-    core = openvino.Core()
+    core = _only(openvino.Core)
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # some processors would take bfloat16 unasked
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
