@@ -1,9 +1,10 @@
-"""How time and memory grow with frames, batch and picture size.
+"""How time and memory grow with frames, batch, picture size and workers.
 
     python benchmarks/growth.py [--device cuda] [--width 1]
 
-Each point is a forward pass in a process of its own, so that its peak of memory is its own: on a
-CPU the resident set's, on a GPU the allocator's. Long clips go through in windows.
+Each point is a process of its own, so that its peak of memory is its own. Frames, batch and size: a
+forward pass; on a CPU the resident set's peak, on a GPU the allocator's; long clips go through in
+windows. Workers: precompute of a synthetic video's frames, eight times; the largest worker's peak.
 """
 
 import argparse
@@ -11,10 +12,12 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import machine
+from precompute import synthetic_video
 
 # (batch, frames, size) along each axis; 64 frames of 224 pixels are where the axes meet.
 AXES = {
@@ -22,6 +25,8 @@ AXES = {
     "batch": [(batch, 64, 224) for batch in (1, 2, 4, 8)],
     "size": [(1, 64, size) for size in (112, 160, 224, 320, 448)],
 }
+WORKERS = (1, 2, 4)
+VIDEOS = 8  # that they share
 
 
 def point(batch, frames, size, device, width):
@@ -52,6 +57,24 @@ def point(batch, frames, size, device, width):
     }
 
 
+def with_workers(workers):
+    """Seconds of a precompute of frames, and bytes of the largest worker at its peak."""
+    from i3d.tasks.precompute import Settings, VideoSet, precompute
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        video = synthetic_video(folder)
+        (folder / "videos" / "class").mkdir(parents=True)
+        for i in range(VIDEOS):
+            (folder / "videos" / "class" / f"{i}.mp4").symlink_to(video)
+        videos = VideoSet(folder / "videos", classes="folders")
+        start = time.perf_counter()
+        precompute(videos, folder / "shards", settings=Settings(flow=False), workers=workers)
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return {"workers": workers, "seconds": seconds, "peak_bytes": peak}
+
+
 def memory(device):
     if device == "cuda":
         import torch
@@ -60,32 +83,40 @@ def memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def in_a_process(args, *what):
+    command = [sys.executable, __file__, "--device", args.device, "--width", args.width, *what]
+    run = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+    return json.loads(run.stdout)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--point", type=int, nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    if args.point:
-        print(json.dumps(point(*args.point, args.device, args.width)))
+    if args.point or args.share:
+        run = with_workers(args.share) if args.share else None
+        print(json.dumps(run or point(*args.point, args.device, args.width)))
         return
     measured = {}
     for axis, points in AXES.items():
         measured[axis] = []
         for sizes in points:
-            command = [sys.executable, __file__, "--device", args.device, "--width", args.width]
-            command += ["--point", *sizes]
-            run = subprocess.run(
-                list(map(str, command)), check=True, capture_output=True, text=True
-            )
-            found = json.loads(run.stdout)
+            found = in_a_process(args, "--point", *sizes)
             measured[axis].append(found)
             gigabytes = (found["peak_bytes"] / 1e9, found["clip_bytes"] / 1e9)
             print(
                 f"  {axis:8}{sizes!s:16}{found['seconds']:8.2f} s "
                 f"{gigabytes[0]:7.2f} GB, of it the clip {gigabytes[1]:.2f}"
             )
+    if args.device == "cpu":
+        measured["workers"] = [in_a_process(args, "--share", workers) for workers in WORKERS]
+        for found in measured["workers"]:
+            rate, megabytes = VIDEOS / found["seconds"], found["peak_bytes"] / 1e6
+            print(f"  workers {found['workers']:<16}{rate:8.2f} videos/s, {megabytes:.0f} MB each")
     result = {
         "command": f"python benchmarks/growth.py --device {args.device} --width {args.width:g}",
         "machine": machine.describe(),

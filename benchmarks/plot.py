@@ -62,15 +62,18 @@ def draw_growth(path):
     found = read("growth")
     if found is None:
         return
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
-    grid = figure.subplots(2, 3, sharex="col")
+    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    grid = figure.subplots(2, len(found["points"]), sharex="col")
     for column, (axis, points) in enumerate(found["points"].items()):
         x = [p[axis] for p in points]
         time, memory = grid[0][column], grid[1][column]
         time.plot(x, [p["seconds"] for p in points], "o-", markersize=4)
         memory.plot(x, [p["peak_bytes"] / 1e9 for p in points], "o-", markersize=4, label="peak")
-        memory.plot(x, [p["clip_bytes"] / 1e9 for p in points], "o:", markersize=3, label="clip")
-        memory.set_xlabel({"size": "pixels a side"}.get(axis, axis))
+        if "clip_bytes" in points[0]:
+            clips = [p["clip_bytes"] / 1e9 for p in points]
+            memory.plot(x, clips, "o:", markersize=3, label="clip")
+        labels = {"size": "pixels a side", "workers": "workers of precompute; GB of each"}
+        memory.set_xlabel(labels.get(axis, axis))
         for axes in (time, memory):
             axes.set_ylim(0, None)
             axes.grid(alpha=0.3)

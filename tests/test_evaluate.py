@@ -380,7 +380,14 @@ def test_an_interrupt_keeps_what_is_done(shards, checkpoints, tmp_path, sent):
     target, marker = tmp_path / "p.csv", tmp_path / "stuck"
     arguments = command(shards, checkpoints, "--predictions", target)
     script = stuck(arguments, marker, part_seconds=1e9)
-    process = subprocess.Popen(script, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        script,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # whoever runs the tests in the background has SIGINT ignored, which is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for(marker)
     process.send_signal(sent)
     _, error = process.communicate(timeout=30)
