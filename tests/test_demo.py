@@ -1,7 +1,6 @@
 """The embedded example: every step runs, and says what it found; its videos need more than a frame.
 
-The fast tests run it on videos of a second with small random networks; the slow ones run it as it
-is, where the trained networks are there.
+The fast tests run it on videos of a second with small random networks; the slow ones as it is.
 """
 
 import base64
@@ -36,7 +35,6 @@ from i3d.errors import CheckpointError, UsageError
 from i3d.metrics import probabilities
 
 PRESET = "kinetics-i3d-48"
-TRAINED = all((pipeline.NETWORKS / f"{s}.safetensors").exists() for s in ("rgb", "flow"))
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +364,6 @@ def test_rendering_needs_no_torch(module):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TRAINED, reason=f"no trained networks in {pipeline.NETWORKS}")
 def test_two_streams_are_better_than_one(tmp_path):
     """On new videos, of two seeds."""
     right = dict.fromkeys(("rgb", "flow", "two_stream"), 0)
