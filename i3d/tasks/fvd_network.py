@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from typing import cast
 
 import click
 import numpy as np
@@ -95,7 +94,7 @@ class Network:
                 stacked = torch.stack([c.to(self._device, non_blocking=True) for c in batch])
                 # (B, T, S, S, 3) -> (B, 3, T, S, S), in the order of the reference's arithmetic
                 scaled = stacked.permute(0, 4, 1, 2, 3).contiguous().mul_(2).div_(255).sub_(1)
-                features = forward(cast(I3D, self._embed), scaled, self.precision)
+                features = forward(self._embed, scaled, self.precision)
             except torch.cuda.OutOfMemoryError:
                 if len(batch) == 1:
                     raise I3DError(
