@@ -62,7 +62,7 @@ from i3d.tasks.predictions import (
     read_predictions,
     write_predictions,
 )
-from i3d.tasks.process import default_workers, terminated_cleanly
+from i3d.tasks.process import share_cores, terminated_cleanly
 
 PART_SECONDS = 60.0  # of work that a crash may cost
 UNLABELLED = "it has no label to compare with"
@@ -348,10 +348,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _workers(workers: int | None, device: str, world: World, *, decodes_videos: bool) -> int:
-    share = default_workers(world)
-    if device == "cpu" and world.size > 1:
-        # torchrun sets OMP_NUM_THREADS=1; the network would idle all cores but one.
-        torch.set_num_threads(share)
+    share = share_cores(device, world)
     if workers is not None:
         return workers
     return share if device != "cpu" or decodes_videos else min(share, 2)

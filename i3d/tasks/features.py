@@ -63,7 +63,7 @@ from i3d.tasks.feature_files import (
 from i3d.tasks.inference import AUTOCAST, Precision, check_precision, choose_device
 from i3d.tasks.precompute import VideoSet
 from i3d.tasks.predictions import STREAMS, UsedCheckpoint
-from i3d.tasks.process import default_workers, terminated_cleanly
+from i3d.tasks.process import share_cores, terminated_cleanly
 
 WINDOW = "64"  # frames: the snippets that the networks were trained on
 GPU_FRAMES = 512  # in a batch: 8 windows of 64; about 3 GB, estimated from the layers' sizes
@@ -500,10 +500,7 @@ def _workers(
     videos: int,
 ) -> tuple[int, int]:
     """(processes that read, threads of each one's flow)."""
-    share = default_workers(world)
-    if device == "cpu" and world.size > 1:
-        # torchrun sets OMP_NUM_THREADS=1; the network would idle all cores but one.
-        torch.set_num_threads(share)
+    share = share_cores(device, world)
     computes_flow = plan.videos is not None and "flow" in networks
     workers = options.workers
     if workers is None:

@@ -53,7 +53,7 @@ from i3d.tasks.fvd_videos import (
     protocol_frames,
 )
 from i3d.tasks.inference import Precision, check_precision, choose_device
-from i3d.tasks.process import default_workers, terminated_cleanly
+from i3d.tasks.process import share_cores, terminated_cleanly
 
 BYTES_A_PIXEL = 12  # of a clip: three float32
 
@@ -564,10 +564,7 @@ class _Job:
 
 
 def _workers(workers: int | None, device: str, world: World) -> int:
-    share = default_workers(world)
-    if device == "cpu" and world.size > 1:
-        # torchrun sets OMP_NUM_THREADS=1; the network would idle all cores but one.
-        torch.set_num_threads(share)
+    share = share_cores(device, world)
     if workers is not None:
         return workers
     return share if device != "cpu" else 2 if share > 2 else 0

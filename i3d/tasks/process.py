@@ -47,3 +47,16 @@ def default_workers(world: World) -> int:
     else:
         cores = os.cpu_count() or 1
     return max(1, cores // world.local_size)
+
+
+def share_cores(device: str, world: World) -> int:
+    """The cores of this process; on a CPU, PyTorch is told to use them.
+
+    torchrun sets OMP_NUM_THREADS=1, with which the network would idle all cores but one.
+    """
+    import torch  # precompute needs this module, and no torch
+
+    share = default_workers(world)
+    if device == "cpu" and world.size > 1:
+        torch.set_num_threads(share)
+    return share

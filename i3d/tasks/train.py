@@ -27,7 +27,7 @@ from i3d.distributed import World, connected, world_from_environment
 from i3d.errors import DatasetError, UsageError
 from i3d.models.i3d import I3D, Stream
 from i3d.tasks.inference import choose_device
-from i3d.tasks.process import default_workers
+from i3d.tasks.process import share_cores
 from i3d.tasks.recipe import ORIGINAL_CLIPS_PER_STEP, Options
 from i3d.tasks.train_loop import Plan, Run
 from i3d.tasks.train_state import (
@@ -237,10 +237,7 @@ def _plan(
             f"--precision bf16 with --frames {options.frames} on a CPU: PyTorch's gradients are "
             f"wrong there; use fp32, or more than {WRONG_BF16_FRAMES} frames"
         )
-    share = default_workers(world)
-    if device == "cpu" and world.size > 1:
-        # torchrun sets OMP_NUM_THREADS=1; the network would idle all cores but one.
-        torch.set_num_threads(share)
+    share = share_cores(device, world)
     workers = options.workers
     if workers is None:
         # On a CPU the network needs the cores itself: of two, 15.7 clips/s without workers and 12.8
