@@ -52,6 +52,7 @@ MAX_SIDE = 16384  # pixels a side, before and after resizing; 8K is 7680
 MAX_PIXELS = 2**26  # pixels a frame, 8192 x 8192: 200 MB of RGB
 MAX_HOLD_SECONDS = 60  # a longer gap between two frames is a damaged time stamp, and is closed
 MAX_STEP_SECONDS = 1  # from frame to frame, where only the stream's average rate tells
+AVI_CHUNK_HEADER = 8  # bytes before a packet's data, where its index entry points
 MAX_READ_FAILURES = 100  # in a row, before the rest of a damaged file is given up
 SEEK_MARGINS_SECONDS = (0, 2, 20)  # how far before the window to look for its key frame
 # Plain integers, though mypy takes an enumeration's value for the enumeration itself.
@@ -196,6 +197,8 @@ class VideoReader:
         source_size: (height, width) of the first frame after rotation; None before it is decoded.
         decoded_frames: number of frames decoded, from the key frame before the window on.
         lost_frames: number of packets of these that gave no frame, where the stream is damaged.
+            Those that a damaged Matroska or MPEG-TS file's own structure hides are not among them:
+            these files have no list of their packets. The frame before is then held over the gap.
         damaged_frames: number of frames decoded with errors, as far as the decoder says so.
         closed_gaps: number of time stamps that jumped and were taken for damage.
         duration_seconds: exact, from the first frame to the end of the last; None until the end
@@ -430,7 +433,7 @@ class VideoReader:
 
     def _decode(self, *, from_key_frame: bool = False) -> Iterator[av.VideoFrame]:
         """Decoded frames in the order of presentation, going on after packets that fail."""
-        self.decoded_frames = self.damaged_frames = self._packets = 0
+        self.decoded_frames = self.damaged_frames = self._packets = self._missing = 0
         self._damaged = False
         entry: int | None = None  # time stamp of the key frame that decoding began at
         for packet in self._demux():
@@ -458,11 +461,15 @@ class VideoReader:
         """The video stream's packets, going on after those that cannot be read."""
         failures = 0
         read = 0
+        begin = 0  # where in the file the first packet lies
+        indexed = len(self._stream.index_entries)
         while failures < MAX_READ_FAILURES:
             try:
                 for packet in self._container.demux(self._stream):
                     self._file.check()
                     failures = 0
+                    if not read and packet.pos is not None:
+                        begin = packet.pos
                     read += packet.size > 0
                     yield packet
             except av.FFmpegError:
@@ -476,14 +483,30 @@ class VideoReader:
             else:
                 break
         self._file.check()
-        self._count_missing(read)
+        self._count_missing(begin, read, indexed)
 
-    def _count_missing(self, read: int) -> None:
-        """Count the frames that the index places past the end of a file that was cut short."""
-        ends = (entry.pos + entry.size for entry in self._stream.index_entries if entry.size)
-        if self._file.size is not None and max(ends, default=0) > self._file.size:
-            self._damaged = True
-            self._missing = max(0, self._stream.frames - read)
+    def _count_missing(self, begin: int, read: int, indexed: int) -> None:
+        """Count the frames that the file's index or header names and that gave no packet.
+
+        Those past the end of a file that was cut short, and AVI's whose chunk headers are damaged:
+        its demuxer goes on at the next sound one without a word. (An AVI file ends with its index;
+        where that is cut off, the demuxer adds to it what it reads.)
+
+        Args:
+            begin: position in the file of the first packet that was read.
+            read: number of packets read from there to the end.
+            indexed: number of the index's entries before.
+        """
+        avi = self.info.container == "avi"
+        entries = [entry for entry in self._stream.index_entries if entry.size]
+        size = self._file.size
+        cut = size is not None and any(entry.pos + entry.size > size for entry in entries)
+        if cut or avi:
+            position = begin - AVI_CHUNK_HEADER if avi else begin
+            self._missing = max(0, sum(entry.pos >= position for entry in entries) - read)
+        if avi and len(self._stream.index_entries) > indexed:
+            self._missing += max(0, self._stream.frames - len(self._stream.index_entries))
+        self._damaged |= cut or self._missing > 0
 
     def _drain(self) -> None:
         """Count the frames still in the decoder at the window's end, so that none seems lost."""

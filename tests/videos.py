@@ -66,9 +66,15 @@ def write_video(
         file = str(target)
     else:
         file = target
-    with av.open(file, "w", format=container, container_options=container_options or {}) as output:
+    # bitexact: without the random numbers that Matroska's muxer writes
+    container_options = {"fflags": "+bitexact", **(container_options or {})}
+    with av.open(file, "w", format=container, container_options=container_options) as output:
         stream = output.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        if codec == "libx264":
+            # The bytes would differ from run to run: x264's macroblock tree depends on what was in
+            # memory before.
+            options = {"threads": "1", "mbtree": "0", **(options or {})}
         stream.options = options or {}
         if gop is not None:
             stream.gop_size = gop
