@@ -9,26 +9,23 @@ of one video in order. What `loader` is for clips of ten seconds, this is for wh
 process ever holds more than a few chunks.
 """
 
-import multiprocessing
 import os
-import signal
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from i3d.clips import center_crop, quantize_flow
 from i3d.data.kinetics import Video
-from i3d.data.loader import PREFETCH
+from i3d.data.loader import read_ahead
 from i3d.data.pictures import Stream
 from i3d.data.shards import PlannedSample, ShardDataset
 from i3d.errors import DatasetError, I3DError, VideoError
 from i3d.presets import Preset
-from i3d.workers import end_with_parent
 
 CHUNK_FRAMES = 32  # 8 MB of both streams at 224 pixels
 READ_FRAMES = 256  # of a shard's sample in one request; those of precompute's 10 s are whole
@@ -253,57 +250,11 @@ def load_chunks(
         source: where they are.
         indices: which, numbers into the source.
         streams: ``"rgb"``, ``"flow"`` or both.
-        workers: processes that read ahead, `PREFETCH` chunks each; 0 reads in this one.
+        workers: processes that read ahead, two chunks each; 0 reads in this one.
         threads: of each worker's flow.
         pin: put the pixels into page-locked memory, for CUDA.
 
     Raises:
         I3DError: what is no single video's fault, or a worker died.
     """
-    options: dict[str, Any] = {}
-    if workers:
-        context = multiprocessing.get_context("forkserver")  # see load_videos
-        context.set_forkserver_preload(["torch.utils.data", "i3d.data.chunks"])
-        options = {
-            "multiprocessing_context": context,
-            "prefetch_factor": PREFETCH,
-            "worker_init_fn": _start_worker,
-        }
-    loader: Any = DataLoader(
-        _Chunks(source, indices, streams, threads),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin,
-        collate_fn=_unchanged,  # type: ignore[arg-type]
-        **options,
-    )
-    chunks = iter(loader)
-    while True:
-        try:
-            chunk = next(chunks)
-        except StopIteration:
-            return
-        except RuntimeError as error:  # all that PyTorch says of a worker that is gone
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise I3DError(
-                f"a worker process that reads videos died ({str(error).splitlines()[0]}); what is "
-                "done stays: run it again, with fewer --workers if it was for lack of memory"
-            ) from error
-        if chunk.fatal is not None:
-            raise chunk.fatal
-        yield chunk
-
-
-def _start_worker(_: int) -> None:
-    """One thread a worker but for flow: they share the cores with each other and the model."""
-    import cv2
-
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    os.environ["NUMBA_NUM_THREADS"] = "1"
-
-
-def _unchanged(chunk: Chunk) -> Chunk:
-    return chunk
+    return read_ahead(_Chunks(source, indices, streams, threads), workers=workers, pin=pin)

@@ -12,6 +12,7 @@ fault of the data (a server that is gone, a full disk) ends the job.
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -287,6 +288,20 @@ def load_videos(
         I3DError: what is no single video's fault, or a worker died.
         UsageError: there is too little shared memory for the workers.
     """
+    return read_ahead(_Videos(source, indices, streams, views), workers=workers, pin=pin)
+
+
+def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
+    """What a dataset of PyTorch's gives, read by worker processes.
+
+    Args:
+        dataset: picklable; its items have ``fatal``, what ends the job, or None.
+        workers: processes that read ahead, `PREFETCH` items each; 0 reads in this one.
+        pin: put tensors into page-locked memory, for CUDA.
+
+    Raises:
+        I3DError: an item's ``fatal``, or a worker died.
+    """
     from torch.utils.data import DataLoader
 
     options: dict[str, Any] = {}
@@ -294,24 +309,24 @@ def load_videos(
         # Not fork: HDFS clients, CUDA and OpenMP do not survive it. The server imports torch once
         # for all workers.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.utils.data", "i3d.data.loader"])
+        context.set_forkserver_preload(["torch.utils.data", type(dataset).__module__])
         options = {
             "multiprocessing_context": context,
             "prefetch_factor": PREFETCH,
             "worker_init_fn": _start_worker,
         }
     loader: Any = DataLoader(
-        _Videos(source, indices, streams, views),  # type: ignore[arg-type]
+        dataset,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_unchanged,  # type: ignore[arg-type]
+        collate_fn=_unchanged,
         pin_memory=pin,
         **options,
     )
-    videos = iter(loader)
+    items = iter(loader)
     while True:
         try:
-            video = next(videos)
+            item = next(items)
         except StopIteration:
             return
         except RuntimeError as error:  # all that PyTorch says of a worker that is gone
@@ -321,9 +336,9 @@ def load_videos(
                 f"a worker process that reads videos died ({str(error).splitlines()[0]}); if it "
                 "was for lack of memory, use fewer --workers"
             ) from error
-        if video.fatal is not None:
-            raise video.fatal
-        yield video
+        if item.fatal is not None:
+            raise item.fatal
+        yield item
 
 
 def check_shared_memory(workers: int, views: Views, preset: Preset, *, processes: int = 1) -> None:
@@ -357,10 +372,10 @@ def _start_worker(_: int) -> None:
     import cv2
 
     end_with_parent()
-
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends them
     cv2.setNumThreads(1)
     os.environ["NUMBA_NUM_THREADS"] = "1"
 
 
-def _unchanged(video: LoadedVideo) -> LoadedVideo:
-    return video
+def _unchanged(item: Any) -> Any:
+    return item
