@@ -52,12 +52,12 @@ def test_every_endpoint_is_the_original_graphs(model_of, checkpoint, input_name)
         np.testing.assert_allclose(
             ours.reshape(-1)[g.outputs[f"{name}/flat"]],
             g.outputs[f"{name}/values"],
-            atol=2e-4,  # measured 7.2e-5 at most, fp32 CPU
+            atol=4e-4,  # measured 1.4e-4 at most, fp32 CPU
             err_msg=name,
         )
         assert ours.mean(dtype=np.float64) == pytest.approx(g.outputs[f"{name}/mean"], abs=1e-5)
         assert ours.std(dtype=np.float64) == pytest.approx(g.outputs[f"{name}/std"], abs=1e-5)
-    # measured 1.9e-4 at most, where logits reach ±18; float16 weights cost 6e-2
+    # measured 2.7e-4 at most, where logits reach ±18; float16 weights cost 6e-2
     np.testing.assert_allclose(ends["Logits"].numpy(), g.outputs["logits"], atol=5e-4)
     np.testing.assert_allclose(ends["Predictions"].numpy(), g.outputs["predictions"], atol=1e-4)
 

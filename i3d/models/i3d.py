@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from i3d.classes import class_list, known_name
 from i3d.errors import CheckpointError, I3DError
 from i3d.memory import reuse_freed_memory
+from i3d.models import winograd
 from i3d.presets import KINETICS_I3D, MIN_FRAMES
 
 Stream = Literal["rgb", "flow"]
@@ -129,22 +130,31 @@ class Unit3D(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, bias=False)
         self.bn: BatchNorm | nn.Identity = BatchNorm(out_channels, eps=bn_eps)
+        self._time_filters: winograd.TimeFilters | None = None  # made where they are first needed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_time_filters": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve at the padding that ``x``'s size asks for, normalise, clamp."""
         kernel, stride = self.conv.kernel_size, self.conv.stride
         pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
+        fused = isinstance(self.bn, nn.Identity) and _may_fuse(x)
+        if fused and winograd.pays(self.conv, x):
+            if self._time_filters is None or not self._time_filters.are_of(self.conv.weight):
+                self._time_filters = winograd.time_filters(self.conv)
+            return winograd.convolve(x, self.conv, self._time_filters, pads)
         if all(s == 1 for s in stride):  # odd kernels at stride 1 pad alike on both sides
             padding = [front for front, _ in pads]
         else:
             padding = [0, 0, 0]
             x = F.pad(x, [p for pair in reversed(pads) for p in pair])  # F.pad starts at the last
-        if isinstance(self.bn, nn.Identity) and _fuses_relu(x):
-            fused: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        if fused:
+            result: Tensor = torch.ops.mkldnn._convolution_pointwise(
                 *(x, self.conv.weight, self.conv.bias, padding, stride, self.conv.dilation, 1),
                 *("relu", [], ""),
             )
-            return fused
+            return result
         x = F.conv3d(x, self.conv.weight, self.conv.bias, stride, padding)
         return F.relu(self.bn(x), inplace=not torch.is_grad_enabled())
 
@@ -169,10 +179,10 @@ class Unit3D(nn.Module):
         self.bn = nn.Identity()
 
 
-def _fuses_relu(x: Tensor) -> bool:
-    """Whether oneDNN's convolution may clamp its result while it is in registers.
+def _may_fuse(x: Tensor) -> bool:
+    """Whether oneDNN's own operator may be called, which clamps its result while in registers.
 
-    The operator is what torch.compile uses; it has no gradient, and no meaning to an exporter.
+    It is what torch.compile uses; it has no gradient, and no meaning to an exporter.
     """
     return (
         x.device.type == "cpu"
