@@ -10,7 +10,6 @@ is scaled from the measured rate. Without shards, some are made of synthetic vid
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -116,15 +115,10 @@ def main():
     for name, value in measured.items():
         print(f"  {name:40}{value:.3g}" if isinstance(value, float) else f"  {name:40}{value}")
     result = {
-        "command": f"python benchmarks/evaluate.py --device {args.device}",
-        "machine": machine.describe(),
-        "versions": machine.versions("torch", "simplejpeg", "opencv-contrib-python-headless"),
+        **machine.record("torch", "simplejpeg", "opencv-contrib-python-headless"),
         **measured,
     }
-    name = "evaluate" if args.device == "cpu" else "evaluate-cuda"
-    output = args.output or Path(f"benchmarks/results/{name}.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    machine.write(result, "evaluate", args.device, args.output)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,12 @@ import os
 os.environ["NUMBA_NUM_THREADS"] = "1"
 
 import argparse
-import importlib.metadata
-import json
-import platform
 import sys
 import time
 from pathlib import Path
 
 import cv2
+import machine
 import numpy as np
 
 from i3d.flow import TVL1, cpu
@@ -119,21 +117,13 @@ def summarise(records):
     }
 
 
-def cpu_model():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("videos", nargs="*")
     parser.add_argument("--every", type=int, default=10, help="compare every N-th pair")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--output", help="default: benchmarks/results/flow.json or flow_gpu.json")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/flow[_cuda].json")
     arguments = parser.parse_args()
-    command = " ".join(["python", "benchmarks/flow.py", *map(shown, sys.argv[1:])])
 
     def read_clips():
         clips = [(Path(video).name, gray_frames(video)) for video in arguments.videos]
@@ -142,8 +132,7 @@ def main():
     if arguments.device == "cuda":
         import flow_gpu
 
-        output = arguments.output or "benchmarks/results/flow_gpu.json"
-        sys.exit(flow_gpu.run(read_clips, arguments.every, output, command))
+        sys.exit(flow_gpu.run(read_clips, arguments.every, arguments.output))
     cv2.setNumThreads(1)
 
     begin = time.perf_counter()
@@ -176,30 +165,13 @@ def main():
     print(f"compiling or loading the kernels took {ready_seconds:.1f} s")
 
     result = {
-        "command": command,
-        "machine": {
-            "cpu": cpu_model(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "cores": os.cpu_count(),
-        },
-        "versions": {"python": platform.python_version()}
-        | {
-            package: importlib.metadata.version(package)
-            for package in ("numpy", "numba", "llvmlite", "opencv-contrib-python-headless")
-        },
+        **machine.record("numpy", "numba", "llvmlite", "opencv-contrib-python-headless"),
         "threads": 1,
         "ready_seconds": ready_seconds,
         "summary": summary,
         "pairs": records,
     }
-    output = Path(arguments.output or "benchmarks/results/flow.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def shown(argument):
-    """Arguments as they go into the record: videos without their folders."""
-    return Path(argument).name if Path(argument).is_file() else argument
+    machine.write(result, "flow", output=arguments.output)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,10 @@ what the work's bytes and operations are held against.
 """
 
 import ctypes
-import json
 import statistics
 import sys
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import machine
 import numpy as np
@@ -146,7 +144,7 @@ def speed(frames, pairs, tiling, slots):
     return record | {f"{key}_per_pair": value for key, value in work.items()}
 
 
-def run(clips, every, output, command):
+def run(clips, every, output):
     """Print and write everything; the exit code."""
     if not torch.cuda.is_available():
         print("no GPU here: nothing was checked or measured", file=sys.stderr)
@@ -190,9 +188,7 @@ def run(clips, every, output, command):
     )
     print(f"agreement: {'yes' if good else 'NO'}; {best:.0f} pairs/s, aim {AIM}, least {LEAST}")
     result = {
-        "command": command,
-        "machine": machine.describe(),
-        "versions": machine.versions("torch", "numpy", "numba", "opencv-contrib-python-headless"),
+        **machine.record("torch", "numpy", "numba", "opencv-contrib-python-headless"),
         "frame_size": f"{frames.shape[2]}x{frames.shape[1]}",
         "pairs": PAIRS,
         "rounds": ROUNDS,
@@ -200,6 +196,5 @@ def run(clips, every, output, command):
         "ceilings": limits,
         "speed": speeds,
     }
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(output).write_text(json.dumps(result, indent=1) + "\n")
+    machine.write(result, "flow", "cuda", output)
     return 0 if good and best >= LEAST else 1

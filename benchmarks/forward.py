@@ -17,7 +17,6 @@ the time of every row of the table in bf16, and how far bf16's logits are from f
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -328,18 +327,10 @@ def main():
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("benchmarks/forward.py: --device cuda, and PyTorch finds no GPU here")
-    name = "forward" if args.device == "cpu" else "forward-cuda"
     with torch.no_grad() if args.device == "cuda" else nullcontext():
         measured = on_cpu(args) if args.device == "cpu" else on_cuda(args)
-    result = {
-        "command": f"python benchmarks/forward.py --device {args.device}",
-        "machine": machine.describe(),
-        "versions": machine.versions(*PACKAGES),
-        **measured,
-    }
-    output = args.output or Path(f"benchmarks/results/{name}.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    result = {**machine.record(*PACKAGES), **measured}
+    machine.write(result, "forward", args.device, args.output)
 
 
 if __name__ == "__main__":

@@ -117,16 +117,8 @@ def main():
         for found in measured["workers"]:
             rate, megabytes = VIDEOS / found["seconds"], found["peak_bytes"] / 1e6
             print(f"  workers {found['workers']:<16}{rate:8.2f} videos/s, {megabytes:.0f} MB each")
-    result = {
-        "command": f"python benchmarks/growth.py --device {args.device} --width {args.width:g}",
-        "machine": machine.describe(),
-        "versions": machine.versions("torch"),
-        "points": measured,
-    }
-    name = "growth" if args.device == "cpu" else "growth-cuda"
-    output = args.output or Path(f"benchmarks/results/{name}.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    result = {**machine.record("torch"), "width": args.width, "points": measured}
+    machine.write(result, "growth", args.device, args.output)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def main():
     parser.add_argument("shards", nargs="?", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/loader.json"))
+    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -127,9 +127,7 @@ def measure(args, folder):
         rates[workers] = rest / seconds
         print(f"  {workers} workers   {rates[workers]:8.2f} videos/s")
     result = {
-        "command": f"python benchmarks/loader.py {folder.name}",
-        "machine": machine.describe(),
-        "versions": machine.versions("simplejpeg", "opencv-contrib-python-headless", "torch"),
+        **machine.record("simplejpeg", "opencv-contrib-python-headless", "torch"),
         "rounds": args.rounds,
         "videos": [source.keys[i] for i in good],
         "streams": list(streams),
@@ -137,8 +135,7 @@ def measure(args, folder):
         "videos_per_second_a_core": 1 / ours,
         "videos_per_second_by_workers": rates,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    machine.write(result, "loader", output=args.output)
 
 
 if __name__ == "__main__":

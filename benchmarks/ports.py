@@ -9,17 +9,16 @@ cosine; the largest change of a logit stands beside them.
 """
 
 import argparse
-import json
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import cv2
+import machine
 import numpy as np
 import torch
 import torch.nn.functional as F
-from machine import describe, versions
 
 from i3d import rgb_clip
 from i3d.clips import center_crop
@@ -139,7 +138,7 @@ def main():
     parser.add_argument("--flow", required=True)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    result = {"machine": describe(), "versions": versions("torch", "numpy", "av"), "clips": {}}
+    result = {**machine.record("torch", "numpy", "av"), "clips": {}}
     for path in arguments.clips:
         result["clips"][path.name] = {}
         for stream, rows in (("rgb", rgb_rows), ("flow", flow_rows)):
@@ -151,8 +150,7 @@ def main():
                     f"{row['cosine']:10.6f}{row['logit']:9.3f}",
                     flush=True,
                 )
-        if arguments.output:
-            arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        machine.write(result, "ports", output=arguments.output)  # after each: it takes long
 
 
 if __name__ == "__main__":

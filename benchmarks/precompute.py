@@ -11,17 +11,16 @@ video, a synthetic one is used.
 """
 
 import argparse
-import json
-import platform
+import shutil
 import statistics
 import subprocess
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import av
 import cv2
+import machine
 import numpy as np
 
 from i3d.tasks.precompute import Settings, VideoTask, encode_video
@@ -79,8 +78,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("videos", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/precompute.json"))
+    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    if shutil.which("ffmpeg") is None:
+        raise SystemExit(
+            "benchmarks/precompute.py compares with the ffmpeg program, which is not installed"
+        )
     cv2.setNumThreads(1)
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -120,29 +123,15 @@ def main():
         )
     total = sum(r["ffmpeg_seconds"] for r in rows) / sum(r["seconds"] for r in rows)
     print(f"all: {total:.2f} of ffmpeg's throughput")
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     first = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True)
     result = {
-        "command": " ".join(["python", "benchmarks/precompute.py", *(r["video"] for r in rows)]),
-        "cpu": cpu,
-        "versions": {
-            "ffmpeg": first.stdout.split()[2],
-            **{name: version(name) for name in ("av", "simplejpeg", "i3d")},
-            "opencv": cv2.__version__,
-        },
+        **machine.record("av", "simplejpeg", "opencv-contrib-python-headless"),
+        "ffmpeg": first.stdout.split()[2],
         "rounds": args.rounds,
         "ratio": total,
         "videos": rows,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    machine.write(result, "precompute", output=args.output)
 
 
 if __name__ == "__main__":

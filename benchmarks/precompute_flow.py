@@ -10,7 +10,6 @@ video, a synthetic one of ten seconds is used.
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -87,9 +86,7 @@ def main():
             f"  {label:8}{len(videos) / each:8.3f} videos/s; K400 validation {hours * each:8.1f} h"
         )
     result = {
-        "command": " ".join(["python benchmarks/precompute_flow.py", *(v.name for v in videos)]),
-        "machine": machine.describe(),
-        "versions": machine.versions("opencv-contrib-python-headless", "numba", "av", "torch"),
+        **machine.record("opencv-contrib-python-headless", "numba", "av", "torch"),
         "device": args.device,
         "videos": len(videos),
         "frames": frames,
@@ -98,11 +95,7 @@ def main():
         "ratio": opencv / seconds,
         "kinetics_400_validation_hours_scaled": {"i3d": hours * seconds, "opencv": hours * opencv},
     }
-    output = args.output or Path(
-        f"benchmarks/results/precompute_flow{'' if args.device == 'cpu' else '-cuda'}.json"
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    machine.write(result, "precompute_flow", args.device, args.output)
 
 
 if __name__ == "__main__":
