@@ -6,7 +6,7 @@ Libraries are imported inside the commands, so that help appears at once.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,31 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON a
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute."
 )
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the network's arithmetic.",
+)
+
+
+class _BatchSize(click.ParamType):
+    name = "N|auto"
+
+    def convert(self, value: Any, param: Any, context: Any) -> int | None:
+        return None if value in (None, "auto") else click.INT.convert(value, param, context)
+
+
+batch_size_option = click.option(
+    "--batch-size", type=_BatchSize(), default="auto", show_default=True, help="Clips at a time."
+)
+
+
+def workers_option(default: str) -> Callable[[Any], Any]:
+    """``--workers``, None where it is not given; ``default`` says what that means."""
+    text = f"Processes that read and decode.  [default: {default}]"
+    return click.option("--workers", type=int, help=text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -277,13 +302,6 @@ def precompute(
     )
 
 
-class _BatchSize(click.ParamType):
-    name = "N|auto"
-
-    def convert(self, value: Any, param: Any, context: Any) -> int | None:
-        return None if value in (None, "auto") else click.INT.convert(value, param, context)
-
-
 @cli.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SHARDS|VIDEOS")
 @click.option("--rgb-checkpoint", metavar="NAME|PATH", help="RGB network.")
@@ -291,21 +309,9 @@ class _BatchSize(click.ParamType):
 @click.option("--frames", default=250, show_default=True, help="Of each clip.")
 @click.option("--clips", default=1, show_default=True, help="Of each video, spaced evenly.")
 @click.option("--crops", default=1, show_default=True, help="Of each clip: 1 (centre) or 3.")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the network's arithmetic.",
-)
-@click.option(
-    "--batch-size", type=_BatchSize(), default="auto", show_default=True, help="Clips at a time."
-)
-@click.option(
-    "--workers",
-    type=int,
-    help="Processes that read and decode.  [default: the cores; at most 2 on a CPU]",
-)
+@precision_option
+@batch_size_option
+@workers_option("the cores; on a CPU at most 2 for shards")
 @device_option
 @click.option("--partial", is_flag=True, help="Take shards of which some are missing.")
 @click.option("--classes", metavar="LIST", help="Of a folder of videos, as for precompute.")
@@ -396,11 +402,7 @@ def evaluate(
     help="Of the network's arithmetic.  [default: fp32]",
 )
 @click.option("--batch-size", type=_BatchSize(), help="Windows at a time.  [default: auto]")
-@click.option(
-    "--workers",
-    type=int,
-    help="Processes that read and decode.  [default: the cores; at most 2 where they need few]",
-)
+@workers_option("the cores; at most 2 where they need few")
 @device_option
 @click.option("--partial", is_flag=True, help="Take shards of which some are missing.")
 @click.option("--annotations", metavar="CSV", help="Of a folder of videos, as for precompute.")
@@ -474,21 +476,9 @@ def features(
     metavar="NPZ",
     help="Write REAL's mean and covariance, to be given in its place; FAKE may be left out.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the network's arithmetic.",
-)
-@click.option(
-    "--batch-size", type=_BatchSize(), default="auto", show_default=True, help="Clips at a time."
-)
-@click.option(
-    "--workers",
-    type=int,
-    help="Processes that read and decode.  [default: the cores; at most 2 on a CPU]",
-)
+@precision_option
+@batch_size_option
+@workers_option("the cores; on a CPU 2, of two cores none")
 @device_option
 @click.option("--output", metavar="JSON", help="Write the result for machines.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if any video was skipped.")
@@ -587,11 +577,7 @@ def fvd(
 )
 @click.option("--compile", is_flag=True, help="Use torch.compile.")
 @click.option("--seed", default=0, show_default=True, help="Of all that is random.")
-@click.option(
-    "--workers",
-    type=int,
-    help="Processes that read and decode.  [default: the cores; on a CPU 2, of two cores none]",
-)
+@workers_option("the cores; on a CPU 2, of two cores none")
 @device_option
 @click.option(
     "--save-steps", default=500, show_default=True, help="Save so often, and after each epoch."

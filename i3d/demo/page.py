@@ -5,7 +5,6 @@ evaluation and a few rules more.
 """
 
 import base64
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from i3d import files
@@ -27,6 +25,7 @@ from i3d.flow.color import flow_to_color
 from i3d.metrics import probabilities
 from i3d.presets import find_preset
 from i3d.tasks.evaluation import LABELS, Evaluation
+from i3d.tasks.pages import environment, percent, policy_hash, source
 from i3d.tasks.predict import Prediction
 
 FLOW_PICTURES = 3  # of a video
@@ -91,46 +90,31 @@ class Demo:
 
 def write_page(demo: Demo) -> None:
     """Write ``index.html``, atomically; videos and shards are read from the folder."""
-    loader = PackageLoader("i3d.demo")
-    environment = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = _percent
-    of_evaluations = PackageLoader("i3d.tasks").get_source(environment, "evaluation_page.css")[0]
-    style = of_evaluations + loader.get_source(environment, "demo.css")[0]
-    script = loader.get_source(environment, "demo.js")[0]
-    html = environment.get_template("demo.html.jinja").render(
-        demo=demo,
-        evaluation=demo.evaluation,
-        labels=LABELS,
-        actions=ACTIONS,
-        pairs=REVERSED,
-        networks=demo.evaluation.predictions.about.checkpoints,
-        samples=_samples(demo),
-        wheel=_wheel(),
-        plot=_plot(demo),
-        sequence=_address(demo, demo.folder.sequence),
-        poster=_picture(demo.timeline.windows[0].frame),
-        evaluation_page=_address(demo, demo.folder.evaluation_page),
-        style=Markup(style),
-        style_hash=_hash(style),
-        script=Markup(script),
-        script_hash=_hash(script),
+    style = source("i3d.tasks", "evaluation_page.css") + source("i3d.demo", "demo.css")
+    script = source("i3d.demo", "demo.js")
+    html = (
+        environment("i3d.demo")
+        .get_template("demo.html.jinja")
+        .render(
+            demo=demo,
+            evaluation=demo.evaluation,
+            labels=LABELS,
+            actions=ACTIONS,
+            pairs=REVERSED,
+            networks=demo.evaluation.predictions.about.checkpoints,
+            samples=_samples(demo),
+            wheel=_wheel(),
+            plot=_plot(demo),
+            sequence=_address(demo, demo.folder.sequence),
+            poster=_picture(demo.timeline.windows[0].frame),
+            evaluation_page=_address(demo, demo.folder.evaluation_page),
+            style=Markup(style),
+            style_hash=policy_hash(style),
+            script=Markup(script),
+            script_hash=policy_hash(script),
+        )
     )
     files.write(demo.folder.page, html.encode())
-
-
-def _hash(inline: str) -> str:
-    """Of an inline style or script, as a Content-Security-Policy names it."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}"
-
-
-def _percent(share: float, digits: int = 2) -> str:
-    return f"{100 * share:.{digits}f}"
 
 
 def _address(demo: Demo, path: Path) -> str:
@@ -305,7 +289,7 @@ def _plot(demo: Demo) -> dict[str, Any]:
         for row, name in enumerate(rows):
             p = float(share[classes.index(name)])
             if p >= LEAST_SHOWN:
-                text = f"{start:.2f}\N{EN DASH}{end:.2f} s: {name}, {_percent(p, 0)} %"
+                text = f"{start:.2f}\N{EN DASH}{end:.2f} s: {name}, {percent(p, 0)} %"
                 box = x, top + ROW_HEIGHT * row, width, ROW_HEIGHT
                 cells.append(_Cell(*box, probability=p, best=name == answer, text=text))
     truths = [

@@ -131,4 +131,5 @@ def synchronise(network: nn.Module, group: Any, *, compiled: bool = False) -> No
             new.momentum, new.group = old.momentum, group
             module.bn = new.train(old.training)
             if compiled:
+                # The method of this one object is replaced, which mypy does not allow.
                 new.forward = torch.compiler.disable(new.forward)  # type: ignore[method-assign]

@@ -6,7 +6,6 @@ the script, and the page's policy lets nothing run or load but its own script an
 """
 
 import base64
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,13 +14,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from i3d import files
 from i3d.data.pictures import encode_rgb
 from i3d.metrics import Proportion, ReliabilityBin, proportion
 from i3d.tasks.evaluation import LABELS, Confusion, Evaluation, Mistake
+from i3d.tasks.pages import environment, percent, policy_hash, source
 from i3d.tasks.published import Published
 
 MISTAKES_SHOWN = 24  # full rows of 2, 3, 4 or 6
@@ -56,25 +55,18 @@ def write_page(
 
 
 def _render(evaluation: Evaluation, thumbnails: Mapping[str, np.ndarray]) -> str:
-    loader = PackageLoader("i3d.tasks")
-    environment = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "interval": _interval, "counted": _counted}
-    style = loader.get_source(environment, "evaluation_page.css")[0]
-    script = loader.get_source(environment, "evaluation_page.js")[0]
-    return environment.get_template("evaluation_page.html.jinja").render(
+    templates = environment("i3d.tasks")
+    templates.filters |= {"interval": _interval, "counted": _counted}
+    style = source("i3d.tasks", "evaluation_page.css")
+    script = source("i3d.tasks", "evaluation_page.js")
+    return templates.get_template("evaluation_page.html.jinja").render(
         evaluation=evaluation,
         about=evaluation.predictions.about,
         labels=LABELS,
         style=Markup(style),
-        style_hash=_hash(style),
+        style_hash=policy_hash(style),
         script=Markup(script),
-        script_hash=_hash(script),
+        script_hash=policy_hash(script),
         **_accuracy(evaluation),
         **_calibration(evaluation),
         **_confusions(evaluation),
@@ -85,20 +77,11 @@ def _render(evaluation: Evaluation, thumbnails: Mapping[str, np.ndarray]) -> str
     )
 
 
-def _hash(inline: str) -> str:
-    """Of an inline style or script, as a Content-Security-Policy names it."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}"
-
-
 # --- text -----------------------------------------------------------------------------------------
 
 
-def _percent(share: float, digits: int = 2) -> str:
-    return f"{100 * share:.{digits}f}"
-
-
 def _interval(share: Proportion, digits: int = 2) -> str:
-    return f"{_percent(share.low, digits)}\N{EN DASH}{_percent(share.high, digits)}"
+    return f"{percent(share.low, digits)}\N{EN DASH}{percent(share.high, digits)}"
 
 
 def _counted(number: int, noun: str, nouns: str = "") -> str:
@@ -108,14 +91,14 @@ def _counted(number: int, noun: str, nouns: str = "") -> str:
 
 def _reported(share: float) -> str:
     """A published percentage with its own digits, as wide as one of ours with two."""
-    text = _percent(share)
+    text = percent(share)
     return f"{text[:-1]}\N{FIGURE SPACE}" if text.endswith("0") else text
 
 
 def _sureness(probability: float) -> str:
     """A mistake was never quite certain, so it is never rounded to 100."""
-    text = _percent(probability, 1)
-    return f"over {_percent(0.999, 1)}" if text == _percent(1, 1) else text
+    text = percent(probability, 1)
+    return f"over {percent(0.999, 1)}" if text == percent(1, 1) else text
 
 
 def _duration(seconds: float) -> str:
@@ -228,8 +211,8 @@ def _point(b: ReliabilityBin, most_videos: int) -> _Point:
         bar_y=HISTOGRAM_TOP + HISTOGRAM_HEIGHT - height,
         bar_width=_x(b.upper) - _x(b.lower) - 2,
         bar_height=height,
-        text=f"{_counted(b.videos, 'video')}, {_percent(b.confidence, 1)} % sure, "
-        f"{_percent(accuracy.value, 1)} % right ({_interval(accuracy, 1)})",
+        text=f"{_counted(b.videos, 'video')}, {percent(b.confidence, 1)} % sure, "
+        f"{percent(accuracy.value, 1)} % right ({_interval(accuracy, 1)})",
     )
 
 
@@ -281,7 +264,7 @@ def _confusions(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "heat": heat,
         "shades": [
-            f"{_percent(low, 0)}\N{EN DASH}{_percent(high, 0)} %"
+            f"{percent(low, 0)}\N{EN DASH}{percent(high, 0)} %"
             for low, high in zip(lower, SHADES, strict=True)
         ],
         "pairs": [pair(c) for c in evaluation.most_confused(PAIRS_SHOWN)],

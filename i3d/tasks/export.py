@@ -181,8 +181,8 @@ def describe(network: I3D, *, precision: str) -> dict[str, Any]:
 
 def _require_onnx() -> None:
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+        import onnx  # noqa: F401 (is it there?)
+        import onnxruntime  # noqa: F401 (is it there?)
     except ImportError as error:
         raise UsageError(
             f".onnx files need {error.name}, to be written and checked: pip install 'i3d[export]'"

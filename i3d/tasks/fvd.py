@@ -235,7 +235,8 @@ def _record(protocol: Protocol, weights: Weights, precision: str, videos: Videos
 def _packed(about: Mapping[str, Any], sets: Mapping[str, Moments]) -> bytes:
     arrays = {f"{s}/{k}": array for s, m in sets.items() for k, array in m.to_arrays().items()}
     buffer = io.BytesIO()
-    np.savez(buffer, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+    about_bytes = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    np.savez(buffer, about=about_bytes, **arrays)  # type: ignore[arg-type]  # savez's own flag
     return buffer.getvalue()
 
 

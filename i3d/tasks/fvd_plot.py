@@ -16,7 +16,7 @@ def check_plot(output: files.Location) -> None:
         UsageError: matplotlib is not installed, or the name does not end in ``.png``.
     """
     try:
-        import matplotlib.figure  # noqa: F401
+        import matplotlib.figure  # noqa: F401 (is it there?)
     except ImportError:
         raise UsageError("a plot needs matplotlib: pip install 'i3d[plot]'") from None
     if not os.fspath(output).endswith(".png"):

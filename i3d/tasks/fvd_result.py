@@ -207,12 +207,17 @@ def computed(
         raise UsageError(
             f"real has features of {one.dimensions} dimensions, fake of {other.dimensions}"
         )
-    if (kvd or points) and (one.rows is None or other.rows is None):
-        raise UsageError(
-            "the kernel distance and the curve need the features of every video; saved statistics "
-            "hold them of small sets alone, and FrechetVideoDistance with keep_features=True"
-        )
-    rows = one.rows, other.rows
+    kernel: float | None = None
+    growth: tuple[CurvePoint, ...] = ()
+    if kvd or points:
+        if one.rows is None or other.rows is None:
+            raise UsageError(
+                "the kernel distance and the curve need the features of every video; saved "
+                "statistics hold them of small sets alone, and FrechetVideoDistance with "
+                "keep_features=True"
+            )
+        kernel = kernel_distance(one.rows, other.rows) if kvd else None
+        growth = curve(one.rows, other.rows, unbiased=unbiased) if points else ()
     few = min(one.count, other.count) < FEW
     return Result(
         value=distance(one, other, unbiased=unbiased),
@@ -223,6 +228,6 @@ def computed(
         real=videos[0],
         fake=videos[1],
         interval=bootstrap(one, other, unbiased=unbiased) if few else None,
-        kvd=kernel_distance(rows[0], rows[1]) if kvd else None,  # type: ignore[arg-type]  # above
-        points=curve(rows[0], rows[1], unbiased=unbiased) if points else (),  # type: ignore[arg-type]
+        kvd=kernel,
+        points=growth,
     )

@@ -94,7 +94,7 @@ def write_statistics(location: files.Location, record: Record, moments: Moments)
         arrays["features"] = rows
     data = sealed(FORMAT, replace(record, arrays_sha256=_digest(arrays)))
     with files.atomic_file(location) as path, path.open("wb") as f:
-        np.savez(f, metadata=np.frombuffer(data, np.uint8), **arrays)  # type: ignore[arg-type]
+        np.savez(f, metadata=np.frombuffer(data, np.uint8), **arrays)  # type: ignore[arg-type]  # savez's own flag
 
 
 def check_name(location: files.Location) -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -107,8 +108,8 @@ class ExportedNetwork:
         start = _on_openvino if runtime == "openvino" else _on_onnx_runtime
         package = "openvino" if runtime == "openvino" else "onnxruntime"
         try:
-            __import__(package)
-            import onnx  # noqa: F401
+            import_module(package)
+            import_module("onnx")
         except ImportError as error:
             extra = "openvino" if runtime == "openvino" else "export"
             raise UsageError(

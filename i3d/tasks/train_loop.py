@@ -171,7 +171,7 @@ class Run:
             self.say("no TensorBoard events: they go to a local --output alone")
             return False
         try:
-            import torch.utils.tensorboard  # noqa: F401
+            import torch.utils.tensorboard  # noqa: F401 (is it there?)
         except ImportError:
             self.say("no TensorBoard events: pip install 'i3d[train]' for them")
             return False
