@@ -69,7 +69,7 @@ def test_folded_and_unfolded_networks_give_the_same_logits(model_of, checkpoint,
         folded = model_of(checkpoint)(g.clip)
         unfolded = model_of(checkpoint, trainable=True)(g.clip)
     np.testing.assert_allclose(unfolded, g.outputs["logits"], atol=5e-4)  # measured 2.4e-4
-    np.testing.assert_allclose(folded, unfolded, atol=6e-4)  # measured 2.8e-4
+    np.testing.assert_allclose(folded, unfolded, atol=6e-4)  # measured 3.4e-4
 
 
 def test_grid_sized_input_agrees_up_to_the_pooling(model_of):
