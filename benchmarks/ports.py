@@ -63,7 +63,7 @@ def outputs(model, clip):
     """(features of the clip, Mixed_5c's plain mean, logits)."""
     with torch.inference_mode():
         x, _ = model._trunk(clip[None], "Mixed_5c")
-        features = model._pool(x)
+        features = model._pool(x.mean((3, 4)))
         return features.mean(2)[0], x.mean((2, 3, 4))[0], model.Logits(features)[0]
 
 
