@@ -154,8 +154,8 @@ def test_inference_gives_what_the_plain_operators_give():
     with torch.inference_mode():
         fused = model.endpoints(clip)
     for name, plain in model.endpoints(clip).items():  # with gradients switched on
-        # Measured 5.3e-7 of the largest value.
-        torch.testing.assert_close(fused[name], plain, rtol=0, atol=2e-6 * plain.abs().max())
+        # Measured 2.4e-6 of the largest value, in the first layers (winograd.py).
+        torch.testing.assert_close(fused[name], plain, rtol=0, atol=8e-6 * plain.abs().max())
         assert fused[name].is_contiguous()
 
 
