@@ -20,12 +20,12 @@ from forward import trained_like
 from loader import synthetic_shards
 
 from i3d.clips import Views
-from i3d.data.loader import ShardSource, load_videos
+from i3d.data.reading.clips import ShardSource, load_videos
 from i3d.data.shards import open_dataset
 from i3d.models.i3d import STREAM_CHANNELS
 from i3d.presets import find_preset
-from i3d.tasks.evaluate import Options, evaluate
-from i3d.tasks.inference import forward
+from i3d.tasks.evaluate.logits import Options, evaluate
+from i3d.tasks.network import forward
 
 KINETICS_VALIDATION = 19_881  # videos, CVDF's copy
 STREAMS = ("rgb", "flow")

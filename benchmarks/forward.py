@@ -34,7 +34,7 @@ from torch import nn
 import i3d
 from i3d.models.i3d import I3D, TABLE, MaxPool, Unit3D, same_padding
 from i3d.tasks.export import export
-from i3d.tasks.inference import forward
+from i3d.tasks.network import forward
 
 SHAPE = (3, 64, 224, 224)
 PACKAGES = ("torch", "onnxruntime", "openvino", "triton")

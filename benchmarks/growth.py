@@ -59,7 +59,7 @@ def point(batch, frames, size, device, width):
 
 def with_workers(workers):
     """Seconds of a precompute of frames, and bytes of the largest worker at its peak."""
-    from i3d.tasks.precompute import Settings, VideoSet, precompute
+    from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -25,10 +25,10 @@ import webdataset
 from precompute import synthetic_video
 
 from i3d.clips import Views
-from i3d.data.loader import ShardSource, load_videos
+from i3d.data.reading.clips import ShardSource, load_videos
 from i3d.data.shards import open_dataset
 from i3d.presets import find_preset
-from i3d.tasks.precompute import VideoSet, precompute
+from i3d.tasks.precompute.writing import VideoSet, precompute
 
 VIDEOS = 3  # synthetic ones
 

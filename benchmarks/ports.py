@@ -24,7 +24,7 @@ from i3d import rgb_clip
 from i3d.clips import center_crop
 from i3d.flow import optical_flow
 from i3d.models import i3d as network
-from i3d.models.weights import build, read_weights
+from i3d.models.checkpoints import build, read_weights
 from i3d.video import VideoReader
 
 FRAMES = 32

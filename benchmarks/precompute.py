@@ -23,7 +23,7 @@ import cv2
 import machine
 import numpy as np
 
-from i3d.tasks.precompute import Settings, VideoTask, encode_video
+from i3d.tasks.precompute.writing import Settings, VideoTask, encode_video
 from i3d.video import VideoReader
 
 SECONDS = 10

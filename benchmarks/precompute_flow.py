@@ -19,7 +19,7 @@ import cv2
 import machine
 from precompute import synthetic_video
 
-from i3d.tasks.precompute import VideoSet, precompute
+from i3d.tasks.precompute.writing import VideoSet, precompute
 from i3d.video import read_video
 
 KINETICS_VALIDATION = 19_881  # videos, CVDF's copy

@@ -134,7 +134,7 @@ def predict(
     as_json: bool,
 ) -> int:
     """Say what happens in each VIDEO (a path or URL)."""
-    from i3d.tasks.predict import run
+    from i3d.tasks.predict.predictor import run
 
     return run(
         videos,
@@ -282,7 +282,7 @@ def precompute(
     Run it again to go on after an interruption; run it under torchrun, mpiexec or srun to share the
     work between processes and nodes.
     """
-    from i3d.tasks.precompute import Settings, run
+    from i3d.tasks.precompute.writing import Settings, run
 
     settings = Settings(
         flow=not no_flow,
@@ -348,7 +348,7 @@ def evaluate(
     under torchrun, mpiexec or srun to share the work between processes and nodes.
     """
     from i3d.clips import Views
-    from i3d.tasks.evaluate import Options, run
+    from i3d.tasks.evaluate.logits import Options, run
 
     options = Options(Views(frames, clips, crops), precision, batch_size, workers, device, partial)
     return run(sources, options=options, **rest)
@@ -429,7 +429,7 @@ def features(
     Run it again to go on after an interruption; run it under torchrun, mpiexec or srun to share the
     work between processes and nodes.
     """
-    from i3d.tasks.features import run
+    from i3d.tasks.features.extraction import run
 
     return run(
         source,
@@ -506,7 +506,7 @@ def fvd(
     saved statistics. A protocol's settings can be changed; the result's name then says so. Run it
     under torchrun, mpiexec or srun to share the work between processes and nodes.
     """
-    from i3d.tasks.fvd import Options, run
+    from i3d.tasks.fvd.metric import Options, run
 
     return run(
         real,
@@ -591,7 +591,7 @@ def train(shards: str, **options: Any) -> int:
 
     Run it under torchrun, mpiexec or srun for several processes and nodes.
     """
-    from i3d.tasks.train import run
+    from i3d.tasks.train.run import run
 
     return run(shards, **options)
 

@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bundles
 import numpy as np
 import pytest
+from support import bundles
 
 import i3d.tasks.convert
 from i3d.cli import main
-from i3d.models.weights import CHECKPOINTS
+from i3d.models.checkpoints import CHECKPOINTS
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "i3d"
 

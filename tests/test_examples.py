@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from bundles import small_model
-from videos import noise_images, write_video
+from support.bundles import small_model
+from support.videos import noise_images, write_video
 
 import i3d
-from i3d.tasks.precompute import Settings, VideoSet, precompute
+from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "i3d" / "eval_kinetics.py"
 CLASSES = ("archery", "bowling")

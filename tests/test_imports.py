@@ -1,8 +1,9 @@
-"""Imports go one way, and what is slow is imported late."""
+"""Imports go one way and in no circle, and what is slow is imported late."""
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,59 +12,90 @@ import i3d
 
 PACKAGE = Path(i3d.__file__).parent
 
-# What a part of the package may import besides itself; tasks, cli and demo join the parts.
+# What a room (a folder, or a file beside the folders) may import besides itself.
+GROUND = {"errors", "lazy", "settings"}
 ALLOWED = {
     "errors": set(),
-    "presets": {"errors"},
-    "files": {"errors"},
-    "console": set(),
-    "distributed": {"errors"},
-    "workers": set(),
-    "memory": set(),
-    "classes": {"errors", "files"},
-    "video": {"errors", "files", "presets"},
-    "flow": {"errors", "presets"},
-    "clips": {"errors", "presets"},
-    "metrics": {"errors"},
-    "frechet": {"errors"},
-    "data": {"errors", "files", "presets", "classes", "video", "flow", "clips", "workers"},
-    "models": {"errors", "files", "presets", "classes", "console", "memory"},
+    "lazy": set(),
+    "presets": GROUND,
+    "records": GROUND,
+    "files": GROUND,
+    "console": GROUND | {"records"},
+    "classes": GROUND | {"files"},
+    "parallel": GROUND,
+    "video": GROUND | {"files", "presets"},
+    "flow": GROUND | {"presets"},
+    "clips": GROUND | {"presets"},
+    "metrics": GROUND,
+    "report": GROUND | {"files"},
+    "data": GROUND
+    | {"records", "files", "presets", "classes", "parallel", "video", "flow", "clips"},
+    "models": GROUND | {"records", "files", "presets", "classes", "console"},
 }
-JOINING = {"tasks", "cli", "demo", "__init__", "__main__"}
+BELOW = set(ALLOWED)
+# The rooms that join the others, from the lower to the upper; the package's own names are lazy.
+ALLOWED |= {"tasks": BELOW, "demo": BELOW | {"tasks"}, "cli": BELOW | {"tasks", "demo", ""}}
+FACES = {"", "__main__"}
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    """``data.shards.reader``; a package's ``__init__`` is the package, ours is ``""``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_parts(path: Path) -> set[str]:
+FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of ours that a file imports, anywhere in it; a name's module is the name's home."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            if node.module == "i3d":
-                names = [f"i3d.{alias.name}" for alias in node.names]
-            else:
-                names = [node.module]
+            if node.module.split(".")[0] != "i3d":
+                continue
+            home = node.module.partition(".")[2]
+            for alias in node.names:
+                deeper = f"{home}.{alias.name}".strip(".")
+                found.add(deeper if deeper in FILES else home)
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        found |= {n.split(".")[1] for n in names if n.startswith("i3d.")}
+            names = (alias.name.split(".", 1) for alias in node.names)
+            found |= {(name + [""])[1] for name in names if name[0] == "i3d"}
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
-def test_imports_go_one_way(path):
-    part = part_of(path)
-    if part in JOINING:
-        return
-    forbidden = imported_parts(path) - ALLOWED[part] - {part}
-    assert not forbidden, f"{path.relative_to(PACKAGE)} imports {forbidden}"
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
-def test_every_part_is_listed():
-    parts = {part_of(p) for p in PACKAGE.rglob("*.py")}
-    assert parts == set(ALLOWED) | JOINING
+@pytest.mark.parametrize("module", sorted(set(FILES) - FACES))
+def test_imports_go_one_way(module):
+    rooms = {room_of(other) for other in imported(FILES[module])}
+    # the version is all that a part may take from the package itself
+    forbidden = rooms - ALLOWED[room_of(module)] - {room_of(module), ""}
+    assert not forbidden, f"{module} imports {forbidden}"
+
+
+def test_every_room_is_listed():
+    assert {room_of(module) for module in FILES} == set(ALLOWED) | FACES
+
+
+def test_no_circle_of_imports():
+    graph = {
+        module: imported(path) - {"", module} for module, path in FILES.items() if module != ""
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_no_file_imports_its_own_rooms_face():
+    """From inside a folder its files are named themselves: their order would be hidden."""
+    for module, path in FILES.items():
+        parents = {module.rsplit(".", n)[0] for n in range(1, module.count(".") + 1)}
+        assert not imported(path) & parents, f"{module} imports its own package's names"
 
 
 def loaded_after(code: str) -> set[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from i3d import files
-from i3d.data.pictures import Stream
+from i3d.data.shards.pictures import Stream
 from i3d.demo.actions import ACTIONS
 from i3d.errors import CheckpointError, UsageError
 

@@ -16,17 +16,17 @@ from markupsafe import Markup
 
 from i3d import files
 from i3d.clips import dequantize_flow
-from i3d.data.pictures import encode_rgb
 from i3d.data.shards import Sample, open_dataset
+from i3d.data.shards.pictures import encode_rgb
 from i3d.demo.actions import ACTIONS, REVERSED
 from i3d.demo.folder import Folder
 from i3d.demo.sequence import Segment, action_at
 from i3d.flow.color import flow_to_color
 from i3d.metrics import probabilities
 from i3d.presets import find_preset
-from i3d.tasks.evaluation import LABELS, Evaluation
-from i3d.tasks.pages import environment, percent, policy_hash, source
-from i3d.tasks.predict import Prediction
+from i3d.report.page import environment, percent, policy_hash, source
+from i3d.tasks.evaluate.result import LABELS, Evaluation
+from i3d.tasks.predict.predictor import Prediction
 
 FLOW_PICTURES = 3  # of a video
 FLOW_QUANTILE = 0.995  # of the lengths: what is longer is darker, so that one bad pixel dims none
@@ -90,7 +90,7 @@ class Demo:
 
 def write_page(demo: Demo) -> None:
     """Write ``index.html``, atomically; videos and shards are read from the folder."""
-    style = source("i3d.tasks", "evaluation_page.css") + source("i3d.demo", "demo.css")
+    style = source("i3d.tasks.evaluate", "evaluation_page.css") + source("i3d.demo", "demo.css")
     script = source("i3d.demo", "demo.js")
     html = (
         environment("i3d.demo")

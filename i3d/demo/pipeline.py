@@ -21,14 +21,14 @@ from i3d.demo.folder import STREAMS, Folder, open_folder
 from i3d.demo.page import Demo, Step, write_page
 from i3d.demo.render import render_dataset
 from i3d.demo.sequence import SEQUENCE, Segment, render_sequence
-from i3d.distributed import World
 from i3d.errors import I3DError, UsageError
-from i3d.tasks import evaluation_page
-from i3d.tasks.evaluate import Options, evaluate
-from i3d.tasks.evaluation import Evaluation
-from i3d.tasks.precompute import Settings, VideoSet, precompute
-from i3d.tasks.predict import Prediction, Predictor
-from i3d.tasks.process import checked_workers
+from i3d.parallel.process import checked_workers
+from i3d.parallel.world import World
+from i3d.tasks.evaluate import page as evaluation_page
+from i3d.tasks.evaluate.logits import Options, evaluate
+from i3d.tasks.evaluate.result import Evaluation
+from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
+from i3d.tasks.predict.predictor import Prediction, Predictor
 
 SHORT_SIDE = 128  # pixels; the networks' preset crops 112 of them
 EVALUATED_FRAMES = 64  # 2.6 seconds, about the length of a video

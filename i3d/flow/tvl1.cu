@@ -20,7 +20,7 @@
 // the flow's change in every iteration. Where the pair came to rest after the j-th of them, the pass
 // is done again from the old buffer, with j iterations: that is the CPU's stopping rule exactly.
 //
-// The same text is compiled for the CPU by the tests (tests/gpu_on_cpu.cpp), which define what
+// The same text is compiled for the CPU by the tests (tests/support/gpu_on_cpu.cpp), which define what
 // follows for it.
 
 #ifdef __CUDACC__

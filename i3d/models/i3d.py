@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from i3d.classes import class_list, known_name
 from i3d.errors import CheckpointError, I3DError
-from i3d.memory import reuse_freed_memory
 from i3d.models import winograd
+from i3d.models.memory import reuse_freed_memory
 from i3d.presets import KINETICS_I3D, MIN_FRAMES
 
 Stream = Literal["rgb", "flow"]
@@ -523,7 +523,7 @@ class I3D(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # huggingface_hub's hook: write our metadata too, so that i3d.load reads the file as well.
-        from i3d.models.weights import save
+        from i3d.models.checkpoints import save
 
         save(self, save_directory / "model.safetensors")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from i3d.errors import CheckpointError
-from i3d.models.weights import CHECKPOINTS, cached_path, download
+from i3d.models.checkpoints import CHECKPOINTS, cached_path, download
 
 
 def list_checkpoints() -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def format_checkpoints(rows: Iterable[dict[str, Any]]) -> str:
 def download_checkpoints(
     names: Iterable[str], *, url: str | None = None, progress: bool = False, force: bool = False
 ) -> list[Path]:
-    """Fetch checkpoints that are not on disk yet; see :func:`i3d.models.weights.download`."""
+    """Fetch checkpoints that are not on disk yet; see :func:`i3d.models.checkpoints.download`."""
     names = list(names)
     for name in names:
         cached_path(name)  # a wrong name is an error before anything is fetched

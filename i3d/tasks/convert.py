@@ -8,8 +8,8 @@ from typing import Any
 from i3d import files
 from i3d.classes import class_list
 from i3d.errors import UsageError
-from i3d.models.convert import write_npz
-from i3d.models.weights import read_weights, write_safetensors
+from i3d.models.checkpoints import read_weights, write_safetensors
+from i3d.models.foreign.readers import write_npz
 
 SUFFIXES = (".safetensors", ".npz")
 

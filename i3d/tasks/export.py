@@ -14,12 +14,12 @@ import i3d
 from i3d import files
 from i3d.clips import FLOW_STEPS, FLOW_ZERO
 from i3d.errors import CheckpointError, UsageError
+from i3d.models.checkpoints import build, fingerprint, read_weights, resolve
+from i3d.models.exported.graph import onnx_model, torch_program
+from i3d.models.exported.runtimes import OUTPUTS, ExportedNetwork
 from i3d.models.i3d import I3D, STREAM_CHANNELS
-from i3d.models.weights import build, fingerprint, read_weights, resolve
 from i3d.presets import MIN_FRAMES, find_preset
-from i3d.tasks.export_graph import onnx_model, torch_program
-from i3d.tasks.inference import forward
-from i3d.tasks.runtimes import OUTPUTS, ExportedNetwork
+from i3d.tasks.network import forward
 
 SUFFIXES = (".onnx", ".pt2")
 METADATA_FILE = "i3d.json"  # in a .pt2 archive

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from videos import noise_images, write_video
+from support.paths import TESTS
+from support.storage import forget_servers
+from support.videos import noise_images, write_video
 
-from i3d import files
-
-PROGRAM = Path(__file__).with_name("servers.py")
+PROGRAM = TESTS / "support" / "servers.py"
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,6 @@ def use_server(start_server, monkeypatch) -> Callable[..., Server]:
     return use
 
 
-def forget_servers() -> None:
-    """Another S3, which only the environment tells from the one before, is opened anew."""
-    from s3fs import S3FileSystem
-
-    S3FileSystem.clear_instance_cache()
-    files._answered.clear()
-
-
 @pytest.fixture
 def hdfs(use_server) -> Server:
     return use_server("hdfs")
@@ -102,19 +94,3 @@ def dataset(tmp_path_factory) -> Path:
     assert (root / "bowling" / "large.mp4").stat().st_size > 1 << 16
     (root / "bowling" / "broken.mp4").write_bytes(b"not a video")
     return root
-
-
-def upload(folder: Path, url: str) -> None:
-    """Copy a folder of files."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            files.write(files.join(url, path.relative_to(folder).as_posix()), path.read_bytes())
-
-
-def contents(folder: Path | str) -> dict[str, bytes]:
-    """Name and bytes of every file of a folder without folders."""
-    found = {}
-    for name in files.names_in(folder):
-        with files.open_read(files.join(folder, name)) as file:
-            found[name] = file.read()
-    return found

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import small_model
-from videos import noise_images, write_video
+from support.bundles import small_model
+from support.storage import upload
+from support.videos import noise_images, write_video
 
 from i3d import files
 from i3d.cli import main
 from i3d.data.shards import open_dataset
-from i3d.models.weights import save
-from i3d.tasks.precompute import Settings, VideoSet, precompute
-from i3d.tasks.predictions import read_predictions
-from storage.conftest import upload
+from i3d.models.checkpoints import save
+from i3d.tasks.evaluate.predictions import read_predictions
+from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
 
 CLASSES = ("archery", "bowling", "clapping")
 VIDEOS = 20

@@ -9,11 +9,11 @@ import sys
 import time
 
 import pytest
+from support.storage import contents
 
 from i3d import files
 from i3d.cli import main
 from i3d.data.shards import open_dataset
-from storage.conftest import contents
 
 pytestmark = pytest.mark.storage
 

@@ -11,16 +11,16 @@ import sys
 import threading
 import time
 
-import bundles
 import numpy as np
 import pytest
+from support import bundles
+from support.storage import contents, forget_servers, upload
 
 from i3d import files
 from i3d.cli import main
 from i3d.data.shards import open_dataset
 from i3d.errors import DatasetError
-from i3d.models.weights import save
-from storage.conftest import contents, forget_servers, upload
+from i3d.models.checkpoints import save
 
 OPTIONS = ["--short-side", "48", "--clips-per-shard", "2", "--classes", "kinetics400"]
 RGB = [*OPTIONS, "--no-flow", "--workers", "1"]

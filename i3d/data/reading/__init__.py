@@ -1,0 +1,1 @@
+"""Videos and shards -> pixels, decoded in worker processes."""

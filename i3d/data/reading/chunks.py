@@ -1,0 +1,260 @@
+"""Videos of any length -> their pixels in chunks, decoded in worker processes in bounded memory.
+
+    VideoChunks  --decode, resize, TV-L1 once a pair, crop--+
+                                                            +--> Chunk, Chunk, ... --> main process
+    ShardChunks  --range reads, JPEG/PNG, only the crop-----+
+
+Each worker reads one video after another; chunks of the workers' videos arrive interleaved, those
+of one video in order. What `loader` is for clips of ten seconds, this is for whole videos: no
+process ever holds more than a few chunks.
+"""
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from i3d.clips import center_crop, quantize_flow
+from i3d.data.kinetics import Video
+from i3d.data.reading.clips import read_ahead
+from i3d.data.shards import PlannedSample, ShardDataset
+from i3d.data.shards.pictures import Stream
+from i3d.errors import DatasetError, I3DError, VideoError
+from i3d.presets import Preset
+
+CHUNK_FRAMES = 32  # 8 MB of both streams at 224 pixels
+READ_FRAMES = 256  # of a shard's sample in one request; those of precompute's 10 s are whole
+
+# Frames read (a number) and stream -> uint8 (t, crop, crop, C), flow as stored; t may differ.
+Pixels = tuple[int, dict[Stream, np.ndarray]]
+Chunks = Generator[Pixels, None, str | None]  # returns what was lost of a damaged video
+
+
+class ChunkSource(Protocol):
+    """Videos that can be read one by one, in any process."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Of every video of the plan, in its order."""
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """Of every video its path below the dataset's folder."""
+
+    def read(self, i: int, streams: Sequence[Stream], *, threads: int) -> Chunks:
+        """Read video i from its first frame to its last.
+
+        Raises:
+            DatasetError, VideoError: the video is at fault.
+        """
+
+
+class VideoChunks:
+    """Video files, decoded as `precompute` decodes them, without its JPEGs between.
+
+    Args:
+        videos: sorted by key.
+        preset: sampling, size and crop.
+        root: the dataset's folder, which messages leave out.
+    """
+
+    def __init__(self, videos: Sequence[Video], preset: Preset, *, root: str) -> None:
+        self.videos, self.preset = tuple(videos), preset
+        self.keys = tuple(video.key for video in self.videos)
+        folder = root.rstrip("/") + "/"
+        self.sources = tuple(
+            v.location.removeprefix(folder)
+            if v.location.startswith(folder)
+            else v.location.rsplit("/", 1)[-1]
+            for v in self.videos
+        )
+
+    def read(self, i: int, streams: Sequence[Stream], *, threads: int) -> Chunks:
+        """See `ChunkSource`; flow is computed between whole frames, as TV-L1 looks beyond them."""
+        from i3d.flow import stream_flow
+        from i3d.video import VideoReader
+
+        video, preset = self.videos[i], self.preset
+        waiting: dict[Stream, list[np.ndarray]] = {stream: [] for stream in streams}
+        new = 0  # frames since the last chunk
+
+        def flush() -> Pixels:
+            nonlocal new
+            arrays = {s: np.stack(pictures) for s, pictures in waiting.items() if pictures}
+            done, new = (new, arrays), 0
+            for pictures in waiting.values():
+                pictures.clear()
+            return done
+
+        try:
+            with VideoReader(
+                video.location,
+                start_seconds=video.start_seconds or 0.0,
+                end_seconds=video.end_seconds,
+                fps=preset.fps,
+                short_side=preset.short_side,
+            ) as reader:
+
+                def frames() -> Iterator[np.ndarray]:
+                    nonlocal new
+                    for frame in reader:
+                        new += 1
+                        if "rgb" in waiting:
+                            waiting["rgb"].append(center_crop(frame[None], preset.crop)[0])
+                        yield frame
+
+                if "flow" in waiting:
+                    bound = preset.flow_bound_pixels
+                    for vectors in stream_flow(frames(), threads=threads):
+                        cropped = center_crop(vectors[None], preset.crop)
+                        waiting["flow"].append(quantize_flow(cropped, bound_pixels=bound)[0])
+                        if new >= CHUNK_FRAMES:
+                            yield flush()
+                else:
+                    for _ in frames():
+                        if new >= CHUNK_FRAMES:
+                            yield flush()
+                damage = reader.damage
+        except VideoError as error:
+            raise VideoError(str(error).replace(video.location, self.sources[i])) from error
+        if new or any(waiting.values()):
+            yield flush()
+        return None if damage is None else damage.replace(video.location, self.sources[i])
+
+
+class ShardChunks:
+    """The videos of precomputed shards, in the order of the plan."""
+
+    def __init__(self, dataset: ShardDataset, preset: Preset) -> None:
+        self.dataset, self.preset = dataset, preset
+        self._samples: list[PlannedSample] = list(dataset.manifest.samples())
+        self.keys = tuple(sample.key for sample in self._samples)
+        self.sources = tuple(sample.location for sample in self._samples)
+
+    def read(self, i: int, streams: Sequence[Stream], *, threads: int) -> Chunks:
+        """See `ChunkSource`; one request for a sample of ten seconds."""
+        folder = os.fspath(self.dataset.folder).rstrip("/") + "/"
+        try:
+            return (yield from self._read(self.keys[i], streams))
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(folder, "")) from error
+
+    def _read(self, key: str, streams: Sequence[Stream]) -> Chunks:
+        manifest, crop = self.dataset.manifest, self.preset.crop
+        longest = float(manifest.parameters.get("max_seconds") or np.inf) * self.preset.fps
+        for start in count(0, READ_FRAMES):
+            if longest <= READ_FRAMES and set(streams) == set(manifest.streams):
+                sample = self.dataset.read_sample(key)
+            else:
+                sample = self.dataset.read_sample(
+                    key, streams=streams, start=start, stop=start + READ_FRAMES
+                )
+            height, width = sample.info.height, sample.info.width
+            if min(height, width) < crop:
+                raise DatasetError(f"{key}: {width}x{height} is smaller than the crop of {crop}")
+            top, left = (height - crop) // 2, (width - crop) // 2
+            box = slice(top, top + crop), slice(left, left + crop)
+            length = len(sample.info.rgb)
+            here = len(sample.rgb or sample.flow or ())
+            for first in range(0, max(here, 1), CHUNK_FRAMES):
+                last = first + CHUNK_FRAMES
+                arrays: dict[Stream, np.ndarray] = {}
+                if sample.rgb:
+                    arrays["rgb"] = sample.frames(first, last, box=box)
+                if sample.flow and first < len(sample.flow):
+                    arrays["flow"] = sample.stored_flow(first, last, box=box)
+                yield 0, {s: a for s, a in arrays.items() if s in streams}
+            if start + here >= length or start + READ_FRAMES >= length:
+                yield length, {}
+                return sample.info.damage
+        raise AssertionError("a sample has an end")
+
+
+@dataclass
+class Chunk:
+    """A part of a video as it leaves a worker.
+
+    Attributes:
+        video: number in its source.
+        frames: frames of the video that it adds.
+        pixels: stream -> uint8 tensor (t, crop, crop, C) in shared memory, pinned for CUDA.
+        last: whether the video ends here.
+        damage: with the last, what was lost of it.
+        error: why the video cannot be used; nothing follows.
+        fatal: what ends the job, for it is not this video's fault.
+    """
+
+    video: int
+    frames: int = 0
+    pixels: dict[Stream, torch.Tensor] = field(default_factory=dict)
+    last: bool = False
+    damage: str | None = None
+    error: str | None = None
+    fatal: Exception | None = None
+
+    def pin_memory(self) -> Self:
+        """Called by PyTorch's loader, so that copies to the GPU overlap with its work."""
+        self.pixels = {stream: tensor.pin_memory() for stream, tensor in self.pixels.items()}
+        return self
+
+
+class _Chunks(IterableDataset[Chunk]):
+    """What a worker process runs, as PyTorch's loader wants it: its share, video by video."""
+
+    def __init__(
+        self, source: ChunkSource, indices: Sequence[int], streams: Sequence[Stream], threads: int
+    ) -> None:
+        self.source, self.indices = source, tuple(indices)
+        self.streams, self.threads = tuple(streams), threads
+
+    def __iter__(self) -> Iterator[Chunk]:
+        info = get_worker_info()
+        mine = self.indices if info is None else self.indices[info.id :: info.num_workers]
+        for i in mine:
+            yield from self._video(i)
+
+    def _video(self, i: int) -> Iterator[Chunk]:
+        chunks = self.source.read(i, self.streams, threads=self.threads)
+        try:
+            while True:
+                try:
+                    frames, arrays = next(chunks)
+                except StopIteration as end:
+                    yield Chunk(i, last=True, damage=end.value)
+                    return
+                contiguous = {s: np.ascontiguousarray(a) for s, a in arrays.items()}
+                yield Chunk(i, frames, {s: torch.from_numpy(a) for s, a in contiguous.items()})
+        except (DatasetError, VideoError) as error:
+            yield Chunk(i, error=str(error))
+        except (I3DError, OSError) as error:
+            yield Chunk(i, fatal=error)
+
+
+def load_chunks(
+    source: ChunkSource,
+    indices: Sequence[int],
+    *,
+    streams: Sequence[Stream],
+    workers: int,
+    threads: int = 1,
+    pin: bool = False,
+) -> Iterator[Chunk]:
+    """Read whole videos, each once.
+
+    Args:
+        source: where they are.
+        indices: which, numbers into the source.
+        streams: ``"rgb"``, ``"flow"`` or both.
+        workers: processes that read ahead, two chunks each; 0 reads in this one.
+        threads: of each worker's flow.
+        pin: put the pixels into page-locked memory, for CUDA.
+
+    Raises:
+        I3DError: what is no single video's fault, or a worker died.
+    """
+    return read_ahead(_Chunks(source, indices, streams, threads), workers=workers, pin=pin)

@@ -1,0 +1,381 @@
+"""Videos -> the pixels that a network will see, decoded in worker processes.
+
+    ShardSource  --read + decode JPEG/PNG, only the crop--+
+                                                          +--> LoadedVideo (uint8) --> main process
+    VideoSource  --decode + resize + TV-L1, cropped-------+
+
+Pixels travel as uint8 through shared memory and become floats on the device that computes: that is
+a quarter of the bytes. A video that cannot be read arrives as its reason, in its place; what is no
+fault of the data (a server that is gone, a full disk) ends the job.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from i3d.clips import Views, quantize_flow
+from i3d.data.kinetics import Video
+from i3d.data.shards import PlannedSample, ShardDataset
+from i3d.data.shards.pictures import Stream
+from i3d.errors import DatasetError, I3DError, UsageError, VideoError
+from i3d.parallel.process import end_with_parent
+from i3d.presets import Preset
+
+if TYPE_CHECKING:
+    import torch
+
+PREFETCH = 2  # videos that each worker has ready or at work
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What was read of a video: of each stream the smallest box that holds all its views.
+
+    Attributes:
+        arrays: stream -> uint8 (T, h, w, C); flow as stored.
+        starts: stream -> first frame of each clip, counted in the array.
+        corners: (top, left) of each crop, counted in the arrays.
+    """
+
+    arrays: dict[Stream, np.ndarray]
+    starts: dict[Stream, tuple[int, ...]]
+    corners: tuple[tuple[int, int], ...]
+
+
+class Source(Protocol):
+    """Labelled videos that can be read one by one, in any process."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Of every video of the plan, in its order."""
+
+    @property
+    def labels(self) -> Sequence[int | None]:
+        """Class index of every video; None when unlabelled."""
+
+    def read(self, i: int, streams: Sequence[Stream], views: Views) -> Pixels:
+        """Decode what the views need of video i.
+
+        Raises:
+            DatasetError, VideoError: the video is at fault.
+        """
+
+    def thumbnail(self, i: int) -> np.ndarray:
+        """The middle frame of video i's first ten seconds, uint8 (H, W, 3)."""
+
+
+@dataclass(frozen=True)
+class _Region:
+    """The box of a video's views, and where they are in it."""
+
+    rows: slice
+    columns: slice
+    corners: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, views: Views, height: int, width: int, crop: int) -> "_Region":
+        corners = views.corners(height, width, crop)
+        top, left = min(t for t, _ in corners), min(x for _, x in corners)
+        bottom, right = max(t for t, _ in corners) + crop, max(x for _, x in corners) + crop
+        inside = tuple((t - top, x - left) for t, x in corners)
+        return cls(slice(top, bottom), slice(left, right), inside)
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        return self.rows, self.columns
+
+
+def _last(starts: Sequence[int], views: Views) -> int:
+    return starts[-1] + views.frames
+
+
+class ShardSource:
+    """The videos of precomputed shards, in the order of the plan."""
+
+    def __init__(self, dataset: ShardDataset, preset: Preset) -> None:
+        self.dataset, self.preset = dataset, preset
+        self._places: list[tuple[int, PlannedSample]] = [
+            (i, s) for i, shard in enumerate(dataset.manifest.shards) for s in shard
+        ]
+        self.keys = tuple(sample.key for _, sample in self._places)
+        self.labels = tuple(sample.class_index for _, sample in self._places)
+
+    def read(self, i: int, streams: Sequence[Stream], views: Views) -> Pixels:
+        """See `Source`; one request to the storage for a sample that is needed whole."""
+        shard, planned = self._places[i]
+        if shard in self.dataset.shards:
+            for failure in self.dataset.index(shard).failures:
+                if failure.key == planned.key:
+                    raise DatasetError(failure.reason)
+        longest = float(self.dataset.manifest.parameters.get("max_seconds") or np.inf)
+        whole = views.clips > 1 or longest * self.preset.fps <= views.frames
+        if whole and set(streams) == set(self.dataset.manifest.streams):
+            sample = self.dataset.read_sample(planned.key)
+        else:
+            stop = None if whole else views.frames
+            sample = self.dataset.read_sample(planned.key, streams=streams, stop=stop)
+        region = _Region.of(views, sample.info.height, sample.info.width, self.preset.crop)
+        arrays: dict[Stream, np.ndarray] = {}
+        starts: dict[Stream, tuple[int, ...]] = {}
+        for stream in streams:
+            pictures = sample.rgb if stream == "rgb" else sample.flow
+            assert pictures is not None
+            if not pictures:
+                raise DatasetError("a video of one frame has no flow")
+            starts[stream] = views.starts(len(pictures))
+            decode = sample.frames if stream == "rgb" else sample.stored_flow
+            arrays[stream] = decode(0, _last(starts[stream], views), box=region.box)
+        return Pixels(arrays, starts, region.corners)
+
+    def thumbnail(self, i: int) -> np.ndarray:
+        """See `Source`."""
+        sample = self.dataset.read_sample(self._places[i][1].key, streams=("rgb",))
+        middle = min(len(sample.info.rgb), self.preset.clip_frames) // 2
+        return sample.frames(middle, middle + 1)[0]
+
+
+class VideoSource:
+    """Video files, decoded as `precompute` decodes them, without its JPEGs between.
+
+    Args:
+        videos: sorted by key.
+        preset: sampling and size.
+        max_seconds: of each video, from its start; 0 for all of it.
+    """
+
+    def __init__(self, videos: Sequence[Video], preset: Preset, *, max_seconds: float) -> None:
+        self.videos, self.preset, self.max_seconds = tuple(videos), preset, max_seconds
+        self.keys = tuple(video.key for video in self.videos)
+        self.labels = tuple(video.index for video in self.videos)
+
+    def _frames(self, i: int, most: int | None = None) -> np.ndarray:
+        from i3d.video import VideoReader
+
+        video = self.videos[i]
+        start, end = video.start_seconds or 0.0, video.end_seconds
+        if self.max_seconds:
+            longest = start + self.max_seconds
+            end = longest if end is None else min(end, longest)
+        with VideoReader(
+            video.location,
+            start_seconds=start,
+            end_seconds=end,
+            fps=self.preset.fps,
+            short_side=self.preset.short_side,
+        ) as reader:
+            frames = list(islice(reader, most))
+        if not frames:
+            raise VideoError(f"{video.location}: no frames")
+        return np.stack(frames)
+
+    def read(self, i: int, streams: Sequence[Stream], views: Views) -> Pixels:
+        """See `Source`; flow is computed between whole frames, as TV-L1 looks beyond the crop."""
+        from i3d.flow import stream_flow
+
+        # One frame more than the views need, for the last flow.
+        frames = self._frames(i, views.frames + 1 if views.clips == 1 else None)
+        region = _Region.of(views, frames.shape[1], frames.shape[2], self.preset.crop)
+        arrays: dict[Stream, np.ndarray] = {}
+        starts: dict[Stream, tuple[int, ...]] = {}
+        if "rgb" in streams:
+            starts["rgb"] = views.starts(len(frames))
+            arrays["rgb"] = frames[: _last(starts["rgb"], views), region.rows, region.columns]
+        if "flow" in streams:
+            if len(frames) < 2:
+                raise VideoError(f"{self.videos[i].location}: a video of one frame has no flow")
+            starts["flow"] = views.starts(len(frames) - 1)
+            needed = frames[: _last(starts["flow"], views) + 1]
+            bound = self.preset.flow_bound_pixels
+            arrays["flow"] = np.stack(
+                [
+                    quantize_flow(flow[None, *region.box], bound_pixels=bound)[0]
+                    for flow in stream_flow(needed)
+                ]
+            )
+        return Pixels(arrays, starts, region.corners)
+
+    def thumbnail(self, i: int) -> np.ndarray:
+        """See `Source`."""
+        frames = self._frames(i, self.preset.clip_frames)
+        return frames[len(frames) // 2]
+
+
+@dataclass
+class LoadedVideo:
+    """A video as it leaves a worker.
+
+    Attributes:
+        index: of the video in its source.
+        error: why it cannot be used; the rest is then empty.
+        fatal: what ends the job, for it is not this video's fault.
+        pixels: stream -> uint8 tensor (T, h, w, C) in shared memory, pinned for CUDA.
+        starts: see `Pixels`.
+        corners: likewise.
+    """
+
+    index: int
+    error: str | None = None
+    fatal: Exception | None = None
+    pixels: "dict[Stream, torch.Tensor]" = field(default_factory=dict)
+    starts: dict[Stream, tuple[int, ...]] = field(default_factory=dict)
+    corners: tuple[tuple[int, int], ...] = ()
+
+    def pin_memory(self) -> "LoadedVideo":
+        """Called by PyTorch's loader, so that copies to the GPU overlap with its work."""
+        self.pixels = {stream: tensor.pin_memory() for stream, tensor in self.pixels.items()}
+        return self
+
+
+class _Videos:
+    """What a worker process runs, as PyTorch's loader wants it."""
+
+    def __init__(
+        self, source: Source, indices: Sequence[int], streams: Sequence[Stream], views: Views
+    ) -> None:
+        self.source, self.indices = source, tuple(indices)
+        self.streams, self.views = tuple(streams), views
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> LoadedVideo:
+        import torch
+
+        i = self.indices[position]
+        try:
+            pixels = self.source.read(i, self.streams, self.views)
+        except (DatasetError, VideoError) as error:
+            return LoadedVideo(i, error=str(error))
+        except (I3DError, OSError) as error:
+            return LoadedVideo(i, fatal=error)
+        return LoadedVideo(
+            i,
+            pixels={s: torch.from_numpy(np.ascontiguousarray(a)) for s, a in pixels.arrays.items()},
+            starts=pixels.starts,
+            corners=pixels.corners,
+        )
+
+
+def load_videos(
+    source: Source,
+    indices: Sequence[int],
+    *,
+    streams: Sequence[Stream],
+    views: Views,
+    workers: int,
+    pin: bool = False,
+) -> Iterator[LoadedVideo]:
+    """Read videos in the order of ``indices``, each once.
+
+    Args:
+        source: where they are.
+        indices: which, numbers into the source.
+        streams: ``"rgb"``, ``"flow"`` or both.
+        views: what of each.
+        workers: processes that read ahead, `PREFETCH` videos each; 0 reads in this one.
+        pin: put the pixels into page-locked memory, for CUDA.
+
+    Raises:
+        I3DError: what is no single video's fault, or a worker died.
+        UsageError: there is too little shared memory for the workers.
+    """
+    return read_ahead(_Videos(source, indices, streams, views), workers=workers, pin=pin)
+
+
+def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
+    """What a dataset of PyTorch's gives, read by worker processes.
+
+    Args:
+        dataset: picklable; its items have ``fatal``, what ends the job, or None.
+        workers: processes that read ahead, `PREFETCH` items each; 0 reads in this one.
+        pin: put tensors into page-locked memory, for CUDA.
+
+    Raises:
+        I3DError: an item's ``fatal``, or a worker died.
+    """
+    from torch.utils.data import DataLoader
+
+    options: dict[str, Any] = {}
+    if workers:
+        # Not fork: HDFS clients, CUDA and OpenMP do not survive it. The server imports torch once
+        # for all workers.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch.utils.data", type(dataset).__module__])
+        options = {
+            "multiprocessing_context": context,
+            "prefetch_factor": PREFETCH,
+            "worker_init_fn": _start_worker,
+        }
+    loader: Any = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=pin,
+        **options,
+    )
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:  # all that PyTorch says of a worker that is gone
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise I3DError(
+                f"a worker process that reads videos died ({str(error).splitlines()[0]}); if it "
+                "was for lack of memory, use fewer --workers"
+            ) from error
+        if item.fatal is not None:
+            raise item.fatal
+        yield item
+
+
+def check_shared_memory(workers: int, views: Views, preset: Preset, *, processes: int = 1) -> None:
+    """Refuse to begin where workers would die of a full /dev/shm, as in a default container.
+
+    Args:
+        workers: of each process.
+        views: what they read of each video.
+        preset: likewise.
+        processes: that share the memory.
+
+    Raises:
+        UsageError: says how much there is and is needed, and what to do.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return
+    # An upper bound for one clip of both streams: 5 bytes a pixel.
+    each = 5 * views.frames * preset.crop**2 * (2 if views.crops > 1 else 1) * min(views.clips, 4)
+    needed, free = each * workers * processes * PREFETCH, shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        most = free // (each * processes * PREFETCH)
+        raise UsageError(
+            f"{workers * processes} workers need {needed >> 20} MiB of shared memory and "
+            f"{SHARED_MEMORY} has {free >> 20} MiB free; give the container more (--shm-size, or "
+            f"an emptyDir at {SHARED_MEMORY}) or pass --workers {most}"
+        )
+
+
+def _start_worker(_: int) -> None:
+    """One thread a worker: they share the cores with each other and with the model."""
+    import cv2
+
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends them
+    cv2.setNumThreads(1)
+    os.environ["NUMBA_NUM_THREADS"] = "1"
+
+
+def _unchanged(item: Any) -> Any:
+    return item

@@ -1,0 +1,438 @@
+"""Shards -> batches for training: which clips a step sees, and how each of them is cut.
+
+An epoch is a permutation of the videos. Its steps, micro-batches and processes take consecutive
+parts of it, so that W processes of batch B see in a step what one process of batch W x B sees; the
+rest that fills no step is left out of that epoch.
+
+    | step 0                            | step 1                            | ... | rest |
+    | micro-batch 0   | micro-batch 1   |
+    | rank 0 | rank 1 | rank 0 | rank 1 |
+
+All that is random about a clip (its place in the video, the corner of its crop, whether it is
+mirrored) is drawn by (seed, epoch, video) alone: neither workers nor processes nor a resumed run
+change it. The draws are raw words of PCG64, the same in every version of NumPy.
+"""
+
+import signal
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from i3d import files
+from i3d.clips import FLOW_STEPS, FLOW_ZERO, Views, loop_frames
+from i3d.data.reading.clips import Pixels, Source, load_videos
+from i3d.data.shards import SUFFIXES, SampleInfo, ShardDataset, open_dataset
+from i3d.data.shards.pictures import Stream
+from i3d.errors import DatasetError, UsageError
+from i3d.presets import Preset, find_preset
+
+if TYPE_CHECKING:
+    import torch
+
+_THREADS = 16  # for the sidecars: small files
+# What a stream of random words is for; different purposes never share one.
+_ORDER, _CUT, _KEEP = range(3)
+
+
+def random_words(count: int, *key: int) -> np.ndarray:
+    """``count`` random words, uint64, that depend on the key alone."""
+    return np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The videos of a folder of shards that can be trained on.
+
+    Attributes:
+        dataset: the shards.
+        stream: of the network.
+        preset: preprocessing.
+        classes: names, in the order of the labels.
+        keys: of the videos that are used.
+        labels: int64, of each its class.
+        places: int64, of each its number in the plan, which is what its draws depend on.
+        unlabelled: videos left out for want of a label.
+        failed: those that precompute could not read.
+        without_flow: those of a single frame, which have no flow.
+    """
+
+    dataset: ShardDataset
+    stream: Stream
+    preset: Preset
+    classes: tuple[str, ...]
+    keys: tuple[str, ...]
+    labels: np.ndarray
+    places: np.ndarray
+    unlabelled: int
+    failed: int
+    without_flow: int
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __str__(self) -> str:
+        reasons = {
+            "without a label": self.unlabelled,
+            "failed in precompute": self.failed,
+            "of one frame, without flow": self.without_flow,
+        }
+        left_out = "".join(f", {n} {reason}" for reason, n in reasons.items() if n)
+        return (
+            f"{self.dataset.folder}: {len(self)} of {self.dataset.found} videos"
+            f"{left_out}; {len(self.classes)} classes, {self.preset.name}"
+        )
+
+
+def open_labelled(folder: files.Location, stream: Stream) -> ShardDataset:
+    """Open complete shards that have labels and the stream.
+
+    Raises:
+        DatasetError: no shards, incomplete ones, or without labels.
+        UsageError: made without flow.
+    """
+    dataset = open_dataset(folder)
+    if dataset.manifest.classes is None:
+        raise DatasetError(f"{folder}: its videos have no labels to learn")
+    if stream not in dataset.manifest.streams:
+        raise UsageError(
+            f"{folder} was made without {stream}; run precompute without --no-flow, or train "
+            f"--stream {dataset.manifest.streams[0]}"
+        )
+    return dataset
+
+
+def open_training_set(folder: files.Location, stream: Stream) -> TrainingSet:
+    """Find the videos to train on; reads all sidecars.
+
+    Raises:
+        DatasetError: see `open_labelled`; or there are none.
+        UsageError: see `open_labelled`.
+    """
+    dataset = open_labelled(folder, stream)
+    manifest = dataset.manifest
+    assert manifest.classes is not None
+    # Not `dataset` itself, which goes to the workers: without the sidecars it is smaller.
+    reader = ShardDataset(dataset.folder, manifest, dataset.shards)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        indexes = pool.map(reader.index, dataset.shards)
+        records = {record.key: record for index in indexes for record in index.samples}
+    keys, labels, places = [], [], []
+    unlabelled = failed = without_flow = 0
+    for place, sample in enumerate(manifest.samples()):
+        record = records.get(sample.key)
+        if record is None:
+            failed += 1
+        elif sample.class_index is None:
+            unlabelled += 1
+        elif record.member(SUFFIXES[stream]).size == 0:
+            without_flow += 1
+        else:
+            keys.append(sample.key)
+            labels.append(sample.class_index)
+            places.append(place)
+    if not keys:
+        raise DatasetError(f"{folder}: none of {manifest.found} videos can be trained on")
+    return TrainingSet(
+        dataset,
+        stream,
+        find_preset(manifest.preset),
+        manifest.classes.names,
+        tuple(keys),
+        np.array(labels, np.int64),
+        np.array(places, np.int64),
+        unlabelled,
+        failed,
+        without_flow,
+    )
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which videos each micro-batch of each process takes.
+
+    Attributes:
+        videos: how many there are.
+        batch_size: clips of a micro-batch, of each process.
+        accumulate: micro-batches of a step.
+        rank: this process.
+        processes: all of them.
+        seed: of the permutations.
+
+    Raises:
+        UsageError: a step needs more clips than there are videos.
+    """
+
+    videos: int
+    batch_size: int
+    accumulate: int = 1
+    rank: int = 0
+    processes: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clips_per_step > self.videos:
+            raise UsageError(
+                f"a step takes {self.clips_per_step} clips (batch {self.batch_size} x accumulate "
+                f"{self.accumulate} x {self.processes} processes), and there are {self.videos} "
+                "videos; use a smaller --batch-size"
+            )
+
+    @property
+    def clips_per_step(self) -> int:
+        """Of all processes together."""
+        return self.batch_size * self.accumulate * self.processes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole steps; the rest of the videos is left out of the epoch."""
+        return self.videos // self.clips_per_step
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that a step lies in; both count from 0."""
+        return step // self.steps_per_epoch
+
+    def batch(self, number: int) -> tuple[int, np.ndarray]:
+        """Epoch and videos, int64 (batch_size,), of this process's micro-batch.
+
+        Args:
+            number: counted from the start of training, ``step * accumulate + micro-batch``.
+        """
+        step, micro = divmod(number, self.accumulate)
+        epoch, step = divmod(step, self.steps_per_epoch)
+        first = (step * self.accumulate + micro) * self.batch_size * self.processes
+        first += self.rank * self.batch_size
+        return epoch, _permutation(self.videos, self.seed, epoch)[first : first + self.batch_size]
+
+
+@lru_cache(maxsize=2)
+def _permutation(videos: int, seed: int, epoch: int) -> np.ndarray:
+    return np.argsort(random_words(videos, _ORDER, seed, epoch), kind="stable")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a training clip lies in its video.
+
+    Attributes:
+        start: first frame.
+        top: of the crop, pixels.
+        left: likewise.
+        mirrored: left and right exchanged.
+    """
+
+    start: int
+    top: int
+    left: int
+    mirrored: bool
+
+    @classmethod
+    def draw(
+        cls,
+        info: SampleInfo,
+        stream: Stream,
+        key: tuple[int, ...],
+        *,
+        frames: int,
+        crop: int,
+        flip: bool,
+    ) -> "Cut":
+        """Every start, corner and (with ``flip``) side is as likely as every other.
+
+        Args:
+            info: of the video.
+            stream: whose pictures are counted.
+            key: seed, epoch and video.
+            frames: of the clip; in a shorter video it starts at the first frame.
+            crop: pixels of its side.
+            flip: whether to mirror half of the clips.
+
+        Raises:
+            DatasetError: pictures smaller than the crop.
+        """
+        if min(info.height, info.width) < crop:
+            raise DatasetError(
+                f"{info.key}: frames of {info.width}x{info.height} are smaller than the crop of "
+                f"{crop}x{crop}"
+            )
+        room = max(len(info.pictures(stream)) - frames, 0)
+        most = (room, info.height - crop, info.width - crop, 1)
+        # 64 bits modulo a small number: no value is more likely than another by over 1e-15.
+        words = random_words(len(most), _CUT, *key)
+        start, top, left, side = (int(w) % (n + 1) for w, n in zip(words, most, strict=True))
+        return cls(start, top, left, flip and side == 1)
+
+
+def mirror(pixels: np.ndarray, stream: Stream) -> np.ndarray:
+    """Exchange left and right of uint8 (T, H, W, C).
+
+    In a mirrored video things move the other way: x of the flow changes its sign, which is 256 - q
+    in what is stored, where 128 is no motion.
+    """
+    pixels = np.ascontiguousarray(pixels[:, :, ::-1])
+    if stream == "flow":
+        np.negative(pixels[..., 0], out=pixels[..., 0])  # uint8: 256 - q, and q is in 1..255
+    return pixels
+
+
+def read_clip(
+    dataset: ShardDataset,
+    video: str,
+    stream: Stream,
+    key: tuple[int, ...],
+    *,
+    frames: int,
+    crop: int,
+    flip: bool = True,
+) -> np.ndarray:
+    """A random clip of a video: uint8 (frames, crop, crop, C); flow as stored.
+
+    Only its pictures are read, and of them only the crop is kept; a short video is looped from its
+    start.
+
+    Raises:
+        DatasetError: the video is damaged; says which and what to do.
+    """
+    cuts: list[Cut] = []
+
+    def choose(info: SampleInfo) -> tuple[int, int]:
+        cut = Cut.draw(info, stream, key, frames=frames, crop=crop, flip=flip)
+        cuts.append(cut)
+        return cut.start, cut.start + frames
+
+    sample = dataset.read_sample(video, streams=(stream,), choose=choose)
+    (cut,) = cuts
+    decode = sample.frames if stream == "rgb" else sample.stored_flow
+    pixels = decode(
+        box=(slice(cut.top, cut.top + crop), slice(cut.left, cut.left + crop)),
+    )
+    return loop_frames(mirror(pixels, stream) if cut.mirrored else pixels, frames)
+
+
+class _Batches:
+    """What the loader's workers read, a batch where it expects a video."""
+
+    def __init__(self, data: TrainingSet, order: Order, *, flip: bool) -> None:
+        self.dataset, self.preset, self.flip = data.dataset, data.preset, flip
+        self.keys, self.places, self.order = data.keys, data.places, order
+        self._in_worker = False
+
+    def read(self, i: int, streams: tuple[Stream, ...], views: Views) -> Pixels:
+        """Micro-batch i: uint8 (B, T, h, w, C) of the one stream."""
+        self._ignore_interrupts()
+        (stream,) = streams
+        epoch, videos = self.order.batch(i)
+        clips = [
+            read_clip(
+                self.dataset,
+                self.keys[video],
+                stream,
+                (self.order.seed, epoch, int(self.places[video])),
+                frames=views.frames,
+                crop=self.preset.crop,
+                flip=self.flip,
+            )
+            for video in videos
+        ]
+        return Pixels({stream: np.stack(clips)}, {stream: ()}, ())
+
+    def _ignore_interrupts(self) -> None:
+        """Ctrl-C reaches workers too; the main process finishes its step and then ends them."""
+        from torch.utils.data import get_worker_info
+
+        if not self._in_worker and get_worker_info() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self._in_worker = True
+
+
+def load_batches(
+    data: TrainingSet,
+    order: Order,
+    *,
+    first: int,
+    stop: int,
+    frames: int,
+    workers: int,
+    flip: bool = True,
+    pin: bool = False,
+) -> "Generator[torch.Tensor]":
+    """This process's micro-batches ``first`` to ``stop - 1``: uint8 (B, frames, crop, crop, C).
+
+    Args:
+        data: the videos.
+        order: which of them belong to each micro-batch.
+        first: number of the first one, see `Order.batch`.
+        stop: number of the one before which to stop.
+        frames: of each clip.
+        workers: processes that read ahead; 0 reads in this one.
+        flip: mirror half of the clips.
+        pin: put the pixels into page-locked memory, for CUDA.
+
+    Raises:
+        DatasetError: a video is damaged; training stops, for to leave it out would be another run.
+        I3DError: what is no single video's fault, or a worker died.
+    """
+    source = cast(Source, _Batches(data, order, flip=flip))  # of which the loader only reads
+    for batch in load_videos(
+        source,
+        range(first, stop),
+        streams=(data.stream,),
+        views=Views(frames=frames),
+        workers=workers,
+        pin=pin,
+    ):
+        if batch.error is not None:
+            raise DatasetError(batch.error)
+        yield batch.pixels[data.stream]
+
+
+def to_clips(pixels: "torch.Tensor", stream: Stream) -> "torch.Tensor":
+    """What the network sees of uint8 pixels, on their device, as `i3d.clips` scales them.
+
+    Args:
+        pixels: uint8 (B, T, h, w, C); flow as stored.
+        stream: RGB or flow.
+
+    Returns:
+        float32 (B, C, T, h, w) in [-1, 1], in memory as ``torch.channels_last_3d``: the pixels lie
+        so already, and convolutions are faster on it.
+    """
+    import torch
+
+    # Keeps the order in memory: (B, T, h, w, C) -> (B, C, T, h, w), channels last.
+    clips = pixels.permute(0, 4, 1, 2, 3).to(torch.float32)
+    # Division by a tensor rounds alike on CPU and CUDA, which multiplies by a number's reciprocal.
+    if stream == "rgb":
+        return clips.mul_(2).sub_(255).div_(clips.new_tensor(255))
+    return clips.sub_(FLOW_ZERO).div_(clips.new_tensor(FLOW_STEPS))
+
+
+def keep_masks(
+    shape: tuple[int, ...], *, drop: float, seed: int, epoch: int, places: np.ndarray
+) -> "torch.Tensor":
+    """Dropout's factors for a batch: 0, or 1 / (1 - drop): float32 (B, *shape) on the CPU.
+
+    Each clip's are drawn like its cut, by (seed, epoch, video), so that dropout is the same however
+    clips are shared between steps, processes and devices.
+
+    Args:
+        shape: of one clip's features.
+        drop: probability of 0.
+        seed: of the run.
+        epoch: from 0.
+        places: of the videos in the plan, int64 (B,).
+    """
+    import torch
+
+    count = int(np.prod(shape))
+    words = [
+        # half a word each is enough: probabilities in steps of 2^-32
+        random_words(-(-count // 2), _KEEP, seed, epoch, int(place)).view(np.uint32)[:count]
+        for place in places
+    ]
+    kept = np.stack(words) >= np.uint32(round(drop * 2**32))
+    factors = kept.astype(np.float32) / np.float32(1 - drop)
+    return torch.from_numpy(factors.reshape(len(places), *shape))

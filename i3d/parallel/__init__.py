@@ -1,0 +1,1 @@
+"""Processes: how many there are, what each one does, and how they end."""

@@ -1,0 +1,441 @@
+"""Logits of every video of a dataset, on disk: Parquet or CSV for people, parts for resuming.
+
+One row a video: ``video``, ``class``, ``index`` (the truth) and of each stream ``rgb_logits`` or
+``flow_logits``, float32: a list in Parquet, the columns ``rgb_logits_0`` and on in CSV. What was
+evaluated and how (`About`) travels with them: in Parquet's metadata under ``i3d``, beside a CSV as
+``NAME.csv.json``. So streams that were evaluated on different days can be fused and still say what
+they are.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from i3d import files
+from i3d.clips import Views
+from i3d.data.shards import Failure
+from i3d.data.shards.pictures import Stream
+from i3d.errors import DatasetError, UsageError
+from i3d.records import parsed, plain
+
+STREAMS: tuple[Stream, ...] = ("rgb", "flow")
+KIND = "i3d predictions 1"
+MAX_BYTES = 1 << 34  # Kinetics-700's 650,000 videos with both streams have 4 GB of logits
+MAX_ABOUT_BYTES = 1 << 29
+
+
+@dataclass(frozen=True)
+class UsedCheckpoint:
+    """A network whose logits these are.
+
+    Attributes:
+        name: as the user named it.
+        source: where its weights came from, in words; empty if it does not say.
+        weights_sha256: of its arrays, whatever file format they came in.
+    """
+
+    name: str
+    source: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class About:
+    """What was evaluated and how.
+
+    Attributes:
+        dataset: name of the videos' folder.
+        classes: class names in the order of the logits.
+        preset: name of the preprocessing.
+        frames: of each clip.
+        clips: of each video.
+        crops: of each clip.
+        precision: ``fp32``, or what autocast used.
+        checkpoints: stream -> network.
+        versions: of the software, and of what made the shards.
+        found: videos of the plan; those with logits and those skipped together.
+        skipped: the videos without logits, and why; sorted.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    preset: str
+    frames: int
+    clips: int
+    crops: int
+    precision: str
+    checkpoints: Mapping[str, UsedCheckpoint]
+    versions: Mapping[str, str]
+    found: int = 0
+    skipped: tuple[Failure, ...] = ()
+
+    @property
+    def views(self) -> Views:
+        """What was seen of each video."""
+        return Views(self.frames, self.clips, self.crops)
+
+    def differences(self, other: Self) -> list[str]:
+        """What makes two runs incomparable, a line each; versions and outcome do not count."""
+
+        def settings(about: About) -> dict[str, Any]:
+            weights = {s: used.weights_sha256 for s, used in sorted(about.checkpoints.items())}
+            left_out = ("versions", "found", "skipped", "checkpoints")
+            kept = {name: value for name, value in plain(about).items() if name not in left_out}
+            return {**kept, "weights_sha256": weights}
+
+        mine, theirs = settings(self), settings(other)
+        return [
+            f"{name} was {_short(mine[name])} and is {_short(theirs[name])}"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A table of logits.
+
+    Attributes:
+        about: what they are.
+        videos: keys.
+        targets: int64 (N,), the true classes.
+        logits: stream -> float32 (N, num_classes).
+    """
+
+    about: About
+    videos: tuple[str, ...]
+    targets: np.ndarray
+    logits: dict[Stream, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def check_location(location: files.Location) -> None:
+    """Refuse, before hours of work, a file that cannot be written at their end.
+
+    Raises:
+        UsageError: another suffix, or Parquet without its library.
+    """
+    text = str(location)
+    if text.endswith(".parquet"):
+        _parquet()
+    elif not text.endswith(".csv"):
+        raise UsageError(f"{text}: predictions go into a .parquet or .csv file")
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UsageError(
+            "Parquet needs pyarrow: pip install 'i3d[parquet]', or name a .csv file"
+        ) from error
+    return pyarrow
+
+
+def write_predictions(location: files.Location, predictions: Predictions) -> None:
+    """Write ``.parquet`` or ``.csv``, atomically.
+
+    Raises:
+        UsageError: another suffix, or Parquet without its library.
+    """
+    check_location(location)
+    about = json.dumps({"format": KIND, **plain(predictions.about)}).encode("ascii")
+    names = [predictions.about.classes[t] for t in predictions.targets]
+    if str(location).endswith(".parquet"):
+        pa = _parquet()
+        columns: dict[str, Any] = {
+            "video": list(predictions.videos),
+            "class": names,
+            "index": predictions.targets.astype(np.int64),
+        }
+        for stream, logits in predictions.logits.items():
+            ends = np.arange(len(logits) + 1, dtype=np.int32) * logits.shape[1]
+            columns[f"{stream}_logits"] = pa.ListArray.from_arrays(ends, logits.ravel())
+        table = pa.table(columns).replace_schema_metadata({"i3d": about})
+        with files.atomic_file(location) as path:
+            pa.parquet.write_table(table, path, compression="zstd")
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = ["video", "class", "index"]
+    for stream, logits in predictions.logits.items():
+        header += [f"{stream}_logits_{i}" for i in range(logits.shape[1])]
+    writer.writerow(header)
+    for row, video in enumerate(predictions.videos):
+        # str of a float32 is the shortest text that reads back as the same number
+        values = [str(x) for logits in predictions.logits.values() for x in logits[row]]
+        writer.writerow([video, names[row], int(predictions.targets[row]), *values])
+    files.write(f"{location}.json", about)
+    files.write(location, text.getvalue().encode())
+
+
+def read_predictions(location: files.Location) -> Predictions:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        DatasetError: missing, damaged, or without the columns.
+    """
+    check_location(location)
+    name = str(location)
+    try:
+        if files.size(location) > MAX_BYTES:
+            raise DatasetError(f"{name} has more than {MAX_BYTES >> 30} GiB")
+        if name.endswith(".parquet"):
+            return _read_parquet(location)
+        return _read_csv(location)
+    except FileNotFoundError:
+        raise DatasetError(f"{name}: no such file; i3d evaluate --predictions writes it") from None
+
+
+def _read_parquet(location: files.Location) -> Predictions:
+    pa = _parquet()
+    try:
+        with files.open_read(location) as file:
+            table = pa.parquet.read_table(file)
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise DatasetError(f"{location}: not a readable Parquet file ({reason})") from None
+    metadata = (table.schema.metadata or {}).get(b"i3d")
+    if metadata is None:
+        raise DatasetError(f"{location}: i3d did not write this file: it has no i3d metadata")
+    about = parsed(KIND, About, metadata, str(location))
+    logits: dict[Stream, np.ndarray] = {}
+    try:
+        videos = tuple(str(video) for video in table["video"].to_pylist())
+        targets = table["index"].to_numpy().astype(np.int64)
+        for stream in STREAMS:
+            if f"{stream}_logits" in table.column_names:
+                values = table[f"{stream}_logits"].combine_chunks().flatten()
+                flat = values.to_numpy(zero_copy_only=False).astype(np.float32)
+                logits[stream] = flat.reshape(len(videos), len(about.classes))
+    except (KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise DatasetError(f"{location}: its columns are not those of predictions ({error})") from (
+            None
+        )
+    return _checked(Predictions(about, videos, targets, logits), str(location))
+
+
+def _read_csv(location: files.Location) -> Predictions:
+    beside = f"{location}.json"
+    if not files.exists(beside):
+        raise DatasetError(f"{location}: {beside} is missing; it says what the logits are")
+    with files.open_read(beside) as file:
+        about = parsed(KIND, About, file.read(MAX_ABOUT_BYTES), beside)
+    count = len(about.classes)
+    videos: list[str] = []
+    targets: list[int] = []
+    rows: list[np.ndarray] = []
+    with files.open_read(location) as binary, io.TextIOWrapper(binary, newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        streams = [s for s in STREAMS if f"{s}_logits_0" in header]
+        expected = ["video", "class", "index"]
+        expected += [f"{s}_logits_{i}" for s in streams for i in range(count)]
+        if header != expected:
+            raise DatasetError(f"{location}: its columns are not those that {beside} announces")
+        try:
+            for row in reader:
+                videos.append(row[0])
+                targets.append(int(row[2]))
+                rows.append(np.array(row[3:], np.float32))
+            table = np.array(rows, np.float32).reshape(len(rows), len(streams) * count)
+        except (ValueError, IndexError, csv.Error) as error:
+            line = reader.line_num
+            raise DatasetError(f"{location}, line {line}: not a row of logits ({error})") from None
+    logits = {s: table[:, i * count : (i + 1) * count].copy() for i, s in enumerate(streams)}
+    return _checked(Predictions(about, tuple(videos), np.array(targets, int), logits), location)
+
+
+def _checked(predictions: Predictions, where: files.Location) -> Predictions:
+    """Refuse a table that contradicts itself."""
+    about, targets = predictions.about, predictions.targets
+    if not predictions.logits or set(predictions.logits) != set(about.checkpoints):
+        raise DatasetError(f"{where}: its logits are not of the checkpoints that it names")
+    if len(targets) and not 0 <= targets.min() <= targets.max() < len(about.classes):
+        raise DatasetError(f"{where}: a class index is not one of its {len(about.classes)} classes")
+    if len(set(predictions.videos)) != len(predictions):
+        raise DatasetError(f"{where}: a video is there twice")
+    if about.found != len(predictions) + len(about.skipped):
+        raise DatasetError(
+            f"{where}: {len(predictions)} rows and {len(about.skipped)} skipped videos are not the "
+            f"{about.found} that were found; the file was changed"
+        )
+    if not all(np.isfinite(logits).all() for logits in predictions.logits.values()):
+        raise DatasetError(f"{where}: logits hold NaN or infinity")
+    return predictions
+
+
+def fuse(tables: Sequence[Predictions], names: Sequence[str]) -> Predictions:
+    """Join streams that were evaluated apart: the videos that all tables have.
+
+    A video that one of them lacks is skipped, with its reason there.
+
+    Args:
+        tables: with different streams, of one dataset.
+        names: of their files, for messages.
+
+    Raises:
+        UsageError: a stream twice, other classes, another truth, or other settings.
+    """
+    first = tables[0]
+    logits: dict[Stream, np.ndarray] = {}
+    checkpoints: dict[str, UsedCheckpoint] = {}
+    rows = [{video: i for i, video in enumerate(table.videos)} for table in tables]
+    common = [video for video in first.videos if all(video in row for row in rows)]
+    for table, name, row in zip(tables, names, rows, strict=True):
+        for setting in ("classes", "preset"):
+            if getattr(table.about, setting) != getattr(first.about, setting):
+                raise UsageError(f"{name} has other {setting} than {names[0]}; they do not fuse")
+        twice = [stream for stream in table.logits if stream in logits]
+        if twice:
+            raise UsageError(f"{name} holds {twice[0]} logits as an earlier file does; give one")
+        picked = [row[video] for video in common]
+        targets = table.targets[picked]
+        if not np.array_equal(targets, first.targets[[rows[0][video] for video in common]]):
+            raise UsageError(f"{name} has another truth than {names[0]} for the same videos")
+        logits |= {stream: values[picked] for stream, values in table.logits.items()}
+        checkpoints |= table.about.checkpoints
+    if not common:
+        raise UsageError(f"{' and '.join(names)} have no video in common; they do not fuse")
+    reasons = {s.key: s.reason for t in reversed(tables) for s in t.about.skipped}
+    everything = {v for t in tables for v in t.videos} | set(reasons)
+    missing = sorted(everything - set(common))
+    about = replace(
+        first.about,
+        checkpoints=checkpoints,
+        versions=first.about.versions,
+        found=len(everything),
+        skipped=tuple(Failure(v, reasons.get(v, "not in all of the fused files")) for v in missing),
+    )
+    ordered = {stream: logits[stream] for stream in STREAMS if stream in logits}
+    truth = first.targets[[rows[0][video] for video in common]]
+    return Predictions(about, tuple(common), truth, ordered)
+
+
+# --- parts: what one process has done so far ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some videos' outcomes: logits, or the reason why there are none.
+
+    Attributes:
+        videos: numbers in the plan, with logits.
+        logits: stream -> float32 (n, num_classes).
+        skipped: (number in the plan, reason).
+    """
+
+    videos: tuple[int, ...]
+    logits: dict[Stream, np.ndarray]
+    skipped: tuple[tuple[int, str], ...]
+
+    def to_bytes(self, about: About) -> bytes:
+        """As ``.npz``."""
+        reasons = json.dumps([reason for _, reason in self.skipped]).encode()
+        arrays: dict[str, Any] = {
+            "about": np.frombuffer(_settings(about), np.uint8),
+            "videos": np.array(self.videos, np.int64),
+            "skipped": np.array([i for i, _ in self.skipped], np.int64),
+            "reasons": np.frombuffer(reasons, np.uint8),
+            **{f"{stream}_logits": values for stream, values in self.logits.items()},
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, about: About, where: str) -> Self:
+        """Read what `to_bytes` wrote for the same settings.
+
+        Raises:
+            UsageError: it was written with other settings; the message names the difference.
+            DatasetError: damaged.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                before = parsed(KIND, About, arrays["about"].tobytes(), where)
+                differences = before.differences(about)
+                if differences:
+                    raise UsageError(
+                        f"{where} was begun with other settings: {'; '.join(differences)}; go on "
+                        "with those, or delete it"
+                    )
+                videos = arrays["videos"].tolist()
+                streams: list[Stream] = [s for s in STREAMS if s in about.checkpoints]
+                logits = {s: arrays[f"{s}_logits"].astype(np.float32) for s in streams}
+                reasons = json.loads(arrays["reasons"].tobytes())
+                skipped = tuple(zip(arrays["skipped"].tolist(), map(str, reasons), strict=True))
+            if any(v.shape != (len(videos), len(about.classes)) for v in logits.values()):
+                raise ValueError("logits of another shape")
+        except UsageError:
+            raise
+        except Exception as error:  # numpy and zipfile raise a dozen kinds over damaged bytes
+            raise DatasetError(f"{where} is damaged ({error}); delete it and resume again") from (
+                error
+            )
+        return cls(tuple(videos), logits, skipped)
+
+
+def _settings(about: About) -> bytes:
+    unfinished = replace(about, found=0, skipped=())
+    return json.dumps({"format": KIND, **plain(unfinished)}).encode("ascii")
+
+
+class Parts:
+    """The folder of parts beside a predictions file: ``NAME.parts/part-RANK-NUMBER.npz``.
+
+    Each appears whole. Ranks do not read each other's while they run.
+    """
+
+    def __init__(self, predictions: files.Location, about: About, *, rank: int) -> None:
+        self.folder = f"{predictions}.parts"
+        self.about, self.rank = about, rank
+        self._number = 0
+
+    def _names(self) -> list[str]:
+        if not files.exists(self.folder):
+            return []
+        names = files.names_in(self.folder)
+        return sorted(n for n in names if n.startswith("part-") and n.endswith(".npz"))
+
+    def read(self) -> list[Part]:
+        """All that any process has written."""
+        parts = []
+        for name in self._names():
+            location = files.join(self.folder, name)
+            with files.open_read(location) as file:
+                parts.append(Part.from_bytes(file.read(MAX_BYTES), self.about, location))
+            rank, number = name.removesuffix(".npz").split("-")[1:3]
+            if int(rank) == self.rank:
+                self._number = max(self._number, int(number) + 1)
+        return parts
+
+    def refuse(self) -> None:
+        """Raise a UsageError if there are parts: another run's work is neither mixed nor lost."""
+        if self._names():
+            raise UsageError(
+                f"{self.folder} holds an unfinished evaluation; pass --resume to go on with it, or "
+                "delete it to begin again"
+            )
+
+    def write(self, part: Part) -> None:
+        """Add one."""
+        name = f"part-{self.rank:05d}-{self._number:05d}.npz"
+        self._number += 1
+        files.write(files.join(self.folder, name), part.to_bytes(self.about))
+
+    def remove(self) -> None:
+        """Delete all of them and the folder; called when the predictions are written."""
+        files.remove_folder(self.folder)

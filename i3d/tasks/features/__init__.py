@@ -1,0 +1,15 @@
+"""Features of videos of any length: windows through a network, a file a video."""
+
+from typing import TYPE_CHECKING
+
+from i3d.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from i3d.tasks.features.extraction import Options, extract
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "extraction": "Options extract",
+    },
+)

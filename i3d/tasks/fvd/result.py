@@ -1,0 +1,233 @@
+"""A Fréchet Video Distance with all that it depends on: a name, a line, JSON.
+
+The number means something only beside other numbers of the same protocol, weights and number of
+videos, so it never travels without them: `Result.line` is enough to repeat it.
+"""
+
+import shlex
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import i3d
+from i3d.data.shards import Failure
+from i3d.errors import DatasetError, UsageError
+from i3d.metrics.frechet import (
+    FEW,
+    CurvePoint,
+    Interval,
+    Moments,
+    bootstrap,
+    curve,
+    distance,
+    endless,
+    kernel_distance,
+)
+from i3d.tasks.fvd.protocols import SCALE, Protocol, find_protocol
+from i3d.tasks.fvd.statistics import Weights
+
+REASONS_SHOWN = 3  # of skipped videos
+
+
+@dataclass(frozen=True)
+class Videos:
+    """One set, and what became of its videos: found = used + skipped + left_out.
+
+    Attributes:
+        used: N.
+        origin: ``files`` (every frame at the file's own rate), ``array``, ``shards-PRESET``
+            (frames at the preset's rate and size, coded as JPEG) or ``features``.
+        found: in the set.
+        skipped: that could not be used.
+        left_out: beyond the protocol's number.
+        reasons: of those that were skipped in this run.
+    """
+
+    used: int
+    origin: str
+    found: int
+    skipped: int = 0
+    left_out: int = 0
+    reasons: tuple[Failure, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        reasons = [{"video": r.key, "reason": r.reason} for r in self.reasons]
+        return {**asdict(self), "reasons": reasons}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A distance with everything that it depends on.
+
+    Attributes:
+        value: Fréchet's distance, at least 0.
+        protocol: with what was changed.
+        weights: the network's; None where features were given.
+        precision: of its arithmetic.
+        dimensions: D, of the features.
+        real: the first set.
+        fake: the second.
+        interval: 95 %, where a set has fewer than 256 videos.
+        kvd: kernel distance, unbiased; None if not asked for.
+        points: of the curve over the number of videos; empty if not asked for.
+    """
+
+    value: float
+    protocol: Protocol
+    weights: Weights | None
+    precision: str
+    dimensions: int
+    real: Videos
+    fake: Videos
+    interval: Interval | None = None
+    kvd: float | None = None
+    points: tuple[CurvePoint, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The protocol's name, with every way in which this number is not that protocol's."""
+        if self.weights is None:
+            return f"given features, divisor={self.protocol.divisor}"
+        if self.weights.released:
+            parts = [f"weights {self.weights.source.split()[-1]} of kinetics-i3d"]
+        else:
+            parts = [f"unverified weights {self.weights.sha256[:12]}"]
+        parts += [f"{key}={value}" for key, value in self.protocol.changes.items()]
+        number = find_protocol(self.protocol.name).videos
+        if number is not None and (self.real.used, self.fake.used) != (number, number):
+            parts.append(f"{self.real.used}+{self.fake.used} videos")
+        if self.precision != "fp32":
+            parts.append(self.precision)
+        origins = sorted({self.real.origin, self.fake.origin} - {"files", "array"})
+        return ", ".join([self.protocol.name, *parts, *origins])
+
+    @property
+    def line(self) -> str:
+        """The number and all that is needed to repeat it, as ``shlex.split`` takes it apart."""
+        settings: dict[str, Any] = {}
+        if self.weights is not None:
+            settings |= {"weights": self.weights.name, "sha256": self.weights.sha256}
+            settings |= {**self.protocol.settings, "scale": SCALE, "precision": self.precision}
+        else:
+            settings["divisor"] = self.protocol.divisor
+        settings["dimensions"] = self.dimensions
+        for side, videos in (("real", self.real), ("fake", self.fake)):
+            settings[side] = f"{videos.used}:{videos.origin}"
+        settings["i3d"] = i3d.__version__
+        words = [shlex.quote(f"{key}={value}") for key, value in settings.items()]
+        return f"FVD {self.value:.8g} {shlex.quote(f'[{self.name}]')} {' '.join(words)}"
+
+    @property
+    def warning(self) -> str | None:
+        """What is to be said of few videos."""
+        if self.interval is None:
+            return None
+        return (
+            f"{self.real.used} real and {self.fake.used} fake videos: under {FEW} the distance is "
+            "mostly bias and noise, and compares only with one of as many videos; "
+            f"95 % bootstrap interval {self.interval.low:.4g} to {self.interval.high:.4g}, "
+            "the bias not included"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "fvd": self.value,
+            "name": self.name,
+            "line": self.line,
+            "protocol": {**asdict(self.protocol), "changes": self.protocol.changes},
+            "weights": None if self.weights is None else asdict(self.weights),
+            "precision": self.precision,
+            "dimensions": self.dimensions,
+            "real": self.real.as_dict(),
+            "fake": self.fake.as_dict(),
+            "interval": None if self.interval is None else [self.interval.low, self.interval.high],
+            "kvd": self.kvd,
+            "curve": [asdict(point) for point in self.points],
+            "endless": self.endless,
+            "versions": {"i3d": i3d.__version__, **{n: version(n) for n in ("torch", "numpy")}},
+        }
+
+    @property
+    def endless(self) -> float | None:
+        """The curve's line at endlessly many videos."""
+        return endless(self.points) if len(self.points) > 1 else None
+
+    def __str__(self) -> str:
+        lines = [self.line]
+        if self.kvd is not None:
+            lines.append(f"KVD {self.kvd:.6g}, kernel (x'y / {self.dimensions} + 1)^3, unbiased")
+        lines += [
+            f"N {p.count}: {p.mean:.6g} ({p.lowest:.6g} to {p.highest:.6g})" for p in self.points
+        ]
+        if self.endless is not None:
+            lines.append(f"extrapolated to endlessly many videos: {self.endless:.6g}")
+        for side, videos in (("real", self.real), ("fake", self.fake)):
+            if videos.skipped or videos.left_out:
+                lines.append(account(side, videos))
+        if self.warning is not None:
+            lines.append(f"warning: {self.warning}")
+        return "\n".join(lines)
+
+
+def account(side: str, videos: Videos) -> str:
+    """What became of a set's videos, with the first reasons."""
+    text = (
+        f"{side}: {videos.found} found = {videos.used} used + {videos.skipped} skipped + "
+        f"{videos.left_out} beyond the protocol's number"
+    )
+    for failure in videos.reasons[:REASONS_SHOWN]:
+        text += f"\n  {failure.key}: {failure.reason}"
+    more = len(videos.reasons) - REASONS_SHOWN
+    return text + (f"\n  and {more} more" if more > 0 else "")
+
+
+def computed(
+    moments: tuple[Moments, Moments],
+    videos: tuple[Videos, Videos],
+    protocol: Protocol,
+    weights: Weights | None,
+    precision: str,
+    *,
+    kvd: bool = False,
+    points: bool = False,
+) -> Result:
+    """Compute all that is asked for."""
+    one, other = moments
+    unbiased = protocol.unbiased
+    for side, m, v in zip(("real", "fake"), moments, videos, strict=True):
+        if m.count < 2:
+            first = f"; the first, {v.reasons[0].key}: {v.reasons[0].reason}" if v.reasons else ""
+            raise DatasetError(
+                f"{m.count} of {v.found} {side} videos could be used; a covariance needs at least "
+                f"2{first}"
+            )
+    if one.dimensions != other.dimensions:
+        raise UsageError(
+            f"real has features of {one.dimensions} dimensions, fake of {other.dimensions}"
+        )
+    kernel: float | None = None
+    growth: tuple[CurvePoint, ...] = ()
+    if kvd or points:
+        if one.rows is None or other.rows is None:
+            raise UsageError(
+                "the kernel distance and the curve need the features of every video; saved "
+                "statistics hold them of small sets alone, and FrechetVideoDistance with "
+                "keep_features=True"
+            )
+        kernel = kernel_distance(one.rows, other.rows) if kvd else None
+        growth = curve(one.rows, other.rows, unbiased=unbiased) if points else ()
+    few = min(one.count, other.count) < FEW
+    return Result(
+        value=distance(one, other, unbiased=unbiased),
+        protocol=protocol,
+        weights=weights,
+        precision=precision,
+        dimensions=one.dimensions,
+        real=videos[0],
+        fake=videos[1],
+        interval=bootstrap(one, other, unbiased=unbiased) if few else None,
+        kvd=kernel,
+        points=growth,
+    )

@@ -1,0 +1,368 @@
+"""What happens in a video: decode, crop, one forward pass a stream, softmax of the summed logits.
+
+frames (T, H, W, 3) --rgb_clip--> (3, T, 224, 224) --RGB network--> logits --+
+  |                                                                          +--> softmax
+  +--TV-L1--> (T-1, H, W, 2) --flow_clip--> (2, T-1, 224, 224) --flow net--> logits
+"""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from i3d.clips import flow_clip, loop_frames, rgb_clip
+from i3d.console import progress_bar
+from i3d.errors import CheckpointError, I3DError, StorageError, UsageError, VideoError
+from i3d.flow import optical_flow
+from i3d.metrics import probabilities
+from i3d.models.exported.runtimes import ExportedNetwork, open_network
+from i3d.models.i3d import I3D
+from i3d.presets import MIN_FRAMES, Preset, find_preset
+from i3d.tasks.network import choose_device, forward
+from i3d.video import DamagedVideoWarning, Source, VideoReader
+
+DEFAULT_CHECKPOINTS = ("rgb_imagenet_kinetics400",)
+PLOT_WINDOW_SECONDS = 2.56  # 64 frames at 25 fps: the snippets that the networks were trained on
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class of a prediction: ``probability`` in 0..1, ``logit`` summed over the streams."""
+
+    name: str
+    index: int
+    probability: float
+    logit: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``i3d predict --json`` prints it."""
+        return {
+            "class": self.name,
+            "index": self.index,
+            "probability": self.probability,
+            "logit": self.logit,
+        }
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a video and its logits, float32 (num_classes,), summed over the streams."""
+
+    start_seconds: float
+    end_seconds: float
+    logits: np.ndarray
+    frame: np.ndarray  # uint8 (H, W, 3): the middle one, to show
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of a video, best first.
+
+    Attributes:
+        video: its path, URL or other name.
+        frames: frames at 25 fps that were looked at, before looping.
+        seconds: their duration.
+        checkpoints: names or paths of the networks whose logits were summed.
+        predictions: the ``top_k`` classes; with windows, of their mean logits.
+        windows: one a window with ``every_seconds``, else one for the whole clip.
+        classes: names of all classes, in the order of the logits.
+        damage: what was lost of a damaged file, or None.
+    """
+
+    video: str
+    frames: int
+    seconds: float
+    checkpoints: tuple[str, ...]
+    predictions: tuple[ClassScore, ...]
+    windows: tuple[Window, ...] = field(repr=False)
+    classes: tuple[str, ...] = field(repr=False)
+    damage: str | None = None
+    every_seconds: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``i3d predict --json`` prints it."""
+        result: dict[str, Any] = {
+            "video": self.video,
+            "frames": self.frames,
+            "seconds": self.seconds,
+            "checkpoints": list(self.checkpoints),
+            "predictions": [score.as_dict() for score in self.predictions],
+        }
+        if self.every_seconds is not None:
+            result["windows"] = [
+                {
+                    "start_seconds": window.start_seconds,
+                    "end_seconds": window.end_seconds,
+                    "predictions": [
+                        score.as_dict()
+                        for score in top_classes(
+                            window.logits, self.classes, top_k=len(self.predictions)
+                        )
+                    ],
+                }
+                for window in self.windows
+            ]
+        if self.damage is not None:
+            result["damage"] = self.damage
+        return result
+
+    def __str__(self) -> str:
+        lines = [f"{self.video}  ({self.frames} frames, {self.seconds:.1f} s)"]
+        if self.damage is not None:
+            lines.append(f"  damaged: {self.damage}")
+        if self.every_seconds is not None:
+            for window in self.windows:
+                best = top_classes(window.logits, self.classes, top_k=1)[0]
+                span = f"{window.start_seconds:8.2f} -{window.end_seconds:8.2f} s"
+                lines.append(f"{span}  {best.probability:7.2%}  {best.name}")
+            lines.append("  mean of the windows:")
+        lines += [
+            f"  {score.probability:7.2%}  {score.name}  (logit {score.logit:.3f})"
+            for score in self.predictions
+        ]
+        return "\n".join(lines)
+
+
+def predict(
+    video: Source,
+    *,
+    checkpoints: Sequence[str | os.PathLike[str]] = DEFAULT_CHECKPOINTS,
+    top_k: int = 5,
+    every_seconds: float | None = None,
+    device: str = "auto",
+    runtime: str | None = None,
+) -> Prediction:
+    """Say what happens in a video.
+
+    Args:
+        video: path, URL, bytes or file object.
+        checkpoints: names or paths (:func:`i3d.load`) of networks with the same classes, or
+            ``.onnx`` files of ``i3d export``; their logits are added. A flow network makes TV-L1
+            flow be computed.
+        top_k: how many classes to give, best first.
+        every_seconds: None looks at the first 10 s, as the original's evaluation did. A number
+            looks along the whole video, at a window every so many seconds that reaches to the next
+            one (at most 10 s).
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
+        runtime: ``"torch"``, ``"onnx"`` (ONNX Runtime) or ``"openvino"``; the latter two run
+            ``.onnx`` files, on a CPU. None: ONNX Runtime for those, PyTorch for all else.
+
+    Raises:
+        VideoError: the video cannot be decoded.
+        CheckpointError: a checkpoint cannot be loaded, or they do not fit together.
+        UsageError: an argument has no meaning.
+    """
+    return Predictor(checkpoints, device=device, runtime=runtime).predict(
+        video, top_k=top_k, every_seconds=every_seconds
+    )
+
+
+class Predictor:
+    """Networks in memory, for many videos; arguments and errors as :func:`predict`."""
+
+    def __init__(
+        self,
+        checkpoints: Sequence[str | os.PathLike[str]] = DEFAULT_CHECKPOINTS,
+        *,
+        device: str = "auto",
+        runtime: str | None = None,
+        progress: bool = False,
+    ) -> None:
+        if isinstance(checkpoints, str | os.PathLike):
+            checkpoints = [checkpoints]
+        if not checkpoints:
+            raise UsageError("no checkpoint to predict with; name at least one")
+        self.device = choose_device(device)
+        self.checkpoints = tuple(os.fspath(c) for c in checkpoints)
+        self.models: list[I3D | ExportedNetwork] = [
+            open_network(c, runtime=runtime, device=device, progress=progress)
+            for c in self.checkpoints
+        ]
+        first = self.models[0]
+        for name, model in zip(self.checkpoints, self.models, strict=True):
+            if model.classes != first.classes:
+                raise CheckpointError(
+                    f"{name} has {model.num_classes} classes that are not the "
+                    f"{first.num_classes} of {self.checkpoints[0]}; their logits cannot be added"
+                )
+            if model.preset != first.preset:
+                raise CheckpointError(
+                    f"{name} was made for preset {model.preset}, {self.checkpoints[0]} for "
+                    f"{first.preset}; they need different frames"
+                )
+        self.classes = first.classes
+        self.preset: Preset = find_preset(first.preset)
+
+    def predict(
+        self, video: Source, *, top_k: int = 5, every_seconds: float | None = None
+    ) -> Prediction:
+        """Say what happens in one video; see the function :func:`predict`."""
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}; it must be at least 1")
+        preset = self.preset
+        shortest = MIN_FRAMES / preset.fps
+        if every_seconds is not None and not shortest <= every_seconds < math.inf:
+            raise UsageError(
+                f"every {every_seconds} seconds: a window needs {MIN_FRAMES} frames, "
+                f"that is {shortest:.2f} s or more"
+            )
+        end_seconds = preset.clip_frames / preset.fps if every_seconds is None else None
+        windows: list[Window] = []
+        frames_seen = 0
+        with (
+            warnings.catch_warnings(),
+            VideoReader(
+                video, end_seconds=end_seconds, fps=preset.fps, short_side=preset.short_side
+            ) as reader,
+        ):
+            warnings.simplefilter("ignore", DamagedVideoWarning)  # it goes into the result
+            name = reader.name
+            clip_frames = preset.clip_frames
+            if every_seconds is not None:
+                clip_frames = min(clip_frames, round(every_seconds * preset.fps))
+            for start, frames in _windows(reader, clip_frames, every_seconds, preset.fps):
+                frames_seen += len(frames)
+                windows.append(
+                    Window(
+                        start_seconds=start / preset.fps,
+                        end_seconds=(start + len(frames)) / preset.fps,
+                        logits=self._logits(frames, clip_frames),
+                        frame=frames[len(frames) // 2].copy(),
+                    )
+                )
+            damage = reader.damage
+        if not windows:
+            raise VideoError(f"{name}: no frames")
+        logits = np.mean([window.logits for window in windows], axis=0)
+        return Prediction(
+            video=name,
+            frames=frames_seen,
+            seconds=frames_seen / preset.fps,
+            checkpoints=self.checkpoints,
+            predictions=top_classes(logits, self.classes, top_k=top_k),
+            windows=tuple(windows),
+            classes=self.classes,
+            damage=damage,
+            every_seconds=every_seconds,
+        )
+
+    def predict_many(
+        self,
+        videos: Iterable[Source],
+        *,
+        top_k: int = 5,
+        every_seconds: float | None = None,
+    ) -> Iterator[Prediction | I3DError]:
+        """Predict one after another; a bad video yields its error and does not stop the rest."""
+        for video in videos:
+            try:
+                yield self.predict(video, top_k=top_k, every_seconds=every_seconds)
+            except (VideoError, StorageError) as error:
+                yield error
+
+    def _logits(self, frames: np.ndarray, clip_frames: int) -> np.ndarray:
+        """Summed logits float32 (num_classes,) of frames looped to the clip's length."""
+        preset = self.preset
+        clips: dict[str, torch.Tensor] = {}
+        total = torch.zeros(len(self.classes), device=self.device)
+        for model in self.models:
+            if model.stream not in clips:
+                clips[model.stream] = (
+                    rgb_clip(loop_frames(frames, clip_frames), crop=preset.crop)
+                    if model.stream == "rgb"
+                    else self._flow_clip(frames, clip_frames)
+                )
+            total += forward(model, clips[model.stream][None].to(self.device))[0]
+        return total.cpu().numpy()
+
+    def _flow_clip(self, frames: np.ndarray, clip_frames: int) -> torch.Tensor:
+        if len(frames) < 2:
+            raise VideoError("a video of one frame has no flow; use an RGB checkpoint alone")
+        flow = optical_flow(frames, threads=os.cpu_count() or 1)
+        return flow_clip(loop_frames(flow, clip_frames), crop=self.preset.crop)
+
+
+def top_classes(
+    logits: np.ndarray, classes: Sequence[str], *, top_k: int
+) -> tuple[ClassScore, ...]:
+    """The ``top_k`` best of logits (num_classes,); equal ones in the order of their index."""
+    shares = probabilities(logits)
+    best = np.argsort(-logits, kind="stable")[:top_k]
+    return tuple(ClassScore(classes[i], int(i), float(shares[i]), float(logits[i])) for i in best)
+
+
+def _windows(
+    frames: Iterable[np.ndarray], window_frames: int, every_seconds: float | None, fps: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Cut a stream of frames into windows (first frame's number, frames uint8 (T, H, W, 3)).
+
+    Window k begins at frame round(k * every * fps) and holds window_frames frames. Only one is in
+    memory. The last may be shorter; a rest under MIN_FRAMES is left out, unless it is all there is.
+    """
+    number, start = 0, 0
+    kept: list[np.ndarray] = []
+    for i, frame in enumerate(frames):
+        if i >= start:
+            kept.append(frame)
+        if len(kept) == window_frames:
+            yield start, np.stack(kept)
+            kept = []
+            if every_seconds is None:
+                return
+            number += 1
+            start = round(number * every_seconds * fps)
+    if kept and (len(kept) >= MIN_FRAMES or number == 0):
+        yield start, np.stack(kept)
+
+
+def run(
+    videos: Sequence[str],
+    *,
+    checkpoints: Sequence[str],
+    top_k: int,
+    every_seconds: float | None,
+    plot: Path | None,
+    device: str,
+    runtime: str | None,
+    as_json: bool,
+) -> int:
+    """``i3d predict``: print a prediction for every video; 1 if any failed, else 0."""
+    if plot is not None:
+        if len(videos) > 1:
+            raise UsageError(f"--plot draws one video, not {len(videos)}; call it for each")
+        every_seconds = PLOT_WINDOW_SECONDS if every_seconds is None else every_seconds
+    predictor = Predictor(
+        checkpoints or DEFAULT_CHECKPOINTS, device=device, runtime=runtime, progress=True
+    )
+    outcomes = predictor.predict_many(videos, top_k=top_k, every_seconds=every_seconds)
+    results: list[dict[str, Any]] = []
+    failed = 0
+    title = "predict" if len(videos) > 1 else None
+    with progress_bar(title, total=len(videos), unit="videos") as bar:
+        for done, (video, outcome) in enumerate(zip(videos, outcomes, strict=True), 1):
+            bar.update(done)
+            if isinstance(outcome, Prediction):
+                results.append(outcome.as_dict())
+                if not as_json:
+                    click.echo(str(outcome))
+                if plot is not None:
+                    from i3d.tasks.predict.timeline import plot_timeline  # matplotlib is an extra
+
+                    plot_timeline(outcome, plot)
+            else:
+                failed += 1
+                results.append({"video": video, "error": str(outcome)})
+                click.echo(f"i3d: {outcome}", err=True)
+    if as_json:
+        click.echo(json.dumps({"results": results}, indent=2, ensure_ascii=False))
+    if len(videos) > 1:
+        click.echo(f"{len(videos) - failed} of {len(videos)} videos predicted", err=True)
+    return 1 if failed else 0

@@ -1,0 +1,99 @@
+"""The worker pool with stages: order, files, and workers that die in a later stage."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from i3d.parallel.pool import Died, Failed, Result, Stage, WorkerPool, temporary_file
+
+
+def begin(task) -> Result:
+    """A file with the task's number; tasks are (number, what happens to it, a path)."""
+    file = temporary_file()
+    file.write(bytes([task[0]]) * 100_000)
+    return Result((task, [os.getpid()]), (file,))
+
+
+def middle(results):
+    """Carries the files on and adds one, from all the results that came together."""
+    for result in results:
+        (number, fate, path), _ = result.value
+        if fate == "raise":
+            raise ValueError(f"no {number}")
+        if fate == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fate == "die once" and not Path(path).exists():
+            assert len(results[0].files[0].read()) == 100_000  # the next one must read it again
+            Path(path).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    done = []
+    for result in results:
+        content = result.files[0].read()
+        file = temporary_file()
+        file.write(content[::-1][:10])
+        task, processes = result.value
+        done.append(Result((task, [*processes, os.getpid()], len(results)), (*result.files, file)))
+    return done
+
+
+def end(results):
+    (result,) = results
+    task, processes, together = result.value
+    assert result.files[1].read() == bytes([task[0]]) * 10
+    return [Result((task[0], [*processes, os.getpid()], together), result.files[:1])]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    stages = (Stage(middle, own=1, together=3), Stage(end))
+    with WorkerPool(begin, workers=2, then=stages) as pool:
+        yield pool
+
+
+def run(pool, fates, path=""):
+    tasks = [(number, fate, str(path)) for number, fate in enumerate(fates)]
+    return [outcome for _, outcome in pool.map(tasks, ahead=8)]
+
+
+def test_results_pass_through_all_stages_in_order(pool):
+    outcomes = run(pool, ["ok"] * 20)
+    assert [o.value[0] for o in outcomes] == list(range(20))
+    own, groups = set(), set()
+    for number, outcome in enumerate(outcomes):
+        first, second, third = outcome.value[1]
+        own.add(second)
+        assert second not in (first, third)
+        groups.add(outcome.value[2])
+        assert outcome.files[0].read() == bytes([number]) * 100_000
+        outcome.close()
+    assert len(own) == 1
+    assert max(groups) <= 3
+
+
+def test_a_death_in_a_later_stage_is_tried_again_with_the_same_files(pool, tmp_path):
+    outcomes = run(pool, ["ok", "die once", "ok", "ok"], tmp_path / "died")
+    assert (tmp_path / "died").exists()
+    assert [o.value[0] for o in outcomes] == [0, 1, 2, 3]
+    for number, outcome in enumerate(outcomes):
+        assert outcome.files[0].read(1) == bytes([number])
+        outcome.close()
+
+
+def test_a_task_that_kills_costs_no_other(pool):
+    outcomes = run(pool, ["ok", "ok", "die", "ok", "ok", "ok"])
+    assert outcomes[2] == Died(-signal.SIGKILL)
+    assert [o.value[0] for o in outcomes if isinstance(o, Result)] == [0, 1, 3, 4, 5]
+    for outcome in outcomes:
+        if isinstance(outcome, Result):
+            outcome.close()
+
+
+def test_an_error_in_a_later_stage_is_an_outcome(pool):
+    (outcome,) = run(pool, ["raise"])
+    assert isinstance(outcome, Failed)
+    assert str(outcome.error) == "no 0"
+    (outcome,) = run(pool, ["ok"])
+    assert outcome.value[0] == 0
+    outcome.close()

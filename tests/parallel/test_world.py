@@ -1,0 +1,43 @@
+"""The launchers' environments."""
+
+import pytest
+
+from i3d.errors import UsageError
+from i3d.parallel.world import World, world_from_environment
+
+
+@pytest.mark.parametrize(
+    ("environment", "world"),
+    [
+        ({}, World(0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, World(3, 8)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, World(3, 8, 4, 3)),
+        (
+            {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "1"},
+            World(6, 8, local_size=4, local_rank=1),
+        ),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, World(1, 2)),
+        ({"PMI_RANK": "5", "PMI_SIZE": "6"}, World(5, 6)),
+        ({"SLURM_PROCID": "7", "SLURM_NTASKS": "16", "SLURM_STEP_ID": "0"}, World(7, 16)),
+        (
+            {"SLURM_PROCID": "7", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0", "SLURM_LOCALID": "3"},
+            World(7, 8, local_rank=3),
+        ),
+        # a batch script's own shell, which srun did not launch
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, World(0, 1)),
+        # torchrun started by srun
+        (
+            {"RANK": "9", "WORLD_SIZE": "32", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"},
+            World(9, 32),
+        ),
+        ({"RANK": "3"}, World(0, 1)),
+    ],
+)
+def test_rank_and_world_of_each_launcher(environment, world):
+    assert world_from_environment(environment) == world
+
+
+@pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("a", "2"), ("0", "0")])
+def test_nonsense_is_refused(rank, size):
+    with pytest.raises(UsageError, match=f"RANK={rank}"):
+        world_from_environment({"RANK": rank, "WORLD_SIZE": size})

@@ -1,0 +1,51 @@
+"""What stands in for a GPU in tests: its kernels compiled for the CPU, and PyTorch's operations."""
+
+import ctypes
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+
+from i3d.flow import gpu
+from i3d.tasks.precompute import writing as precompute
+
+FLAGS = (
+    *("-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas"),
+    "-ffp-contract=off",  # round as written
+    "-U_FORTIFY_SOURCE",  # which forbids jumps to another stack
+    "-Wl,-Bsymbolic",  # libc has functions called step and advance
+)
+
+
+def build(folder: Path, tiling: gpu.Tiling) -> gpu.Kernels | None:
+    """The kernels behind the functions of a driver; None without a C++ compiler."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        return None
+    library = folder / f"{abs(hash(tiling)):x}.so"
+    source = Path(__file__).with_name("gpu_on_cpu.cpp")
+    options = [*FLAGS, *tiling.macros, f'-DKERNELS="{gpu.SOURCE}"', "-o", str(library)]
+    subprocess.run([compiler, *options, str(source)], check=True)
+    driver = ctypes.CDLL(str(library))
+    kernels = gpu.Kernels(b"", driver, tiling)
+    kernels.stand_in = driver
+    return kernels
+
+
+def flow_on_cpu(results, *, device):
+    """`precompute.flow_videos` with PyTorch's operations on the CPU."""
+    from i3d.flow import batch
+
+    batch.has_kernels = lambda: False
+    warnings.simplefilter("ignore")  # that PyTorch's operations are slow
+    return ORIGINAL(results, device="cpu")
+
+
+def install() -> None:
+    """Make `precompute` believe in a GPU; its processes import this module."""
+    precompute.check_device = lambda device: None
+    precompute._of_this_process = lambda device, world: "cuda:0" if device == "cuda" else "cpu"
+    precompute.flow_videos = flow_on_cpu
+
+
+ORIGINAL = precompute.flow_videos

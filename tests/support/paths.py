@@ -1,0 +1,7 @@
+"""Where things lie."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+EXAMPLES = ROOT / "examples" / "i3d"

@@ -1,0 +1,267 @@
+"""From a video file to class scores, against the steps written out with other libraries."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from support import bundles
+from support.golden import shared
+from support.videos import noise_images, write_video
+
+import i3d
+from i3d.cli import main
+from i3d.errors import CheckpointError, UsageError, VideoError
+from i3d.models.checkpoints import save
+
+CLASSES = [f"action {i}" for i in range(7)]
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Two small checkpoints: {"rgb": path, "flow": path}."""
+    folder = tmp_path_factory.mktemp("networks")
+    paths = {}
+    for stream in ("rgb", "flow"):
+        paths[stream] = str(folder / f"{stream}.safetensors")
+        model = bundles.small_model(stream=stream, num_classes=None, classes=CLASSES)
+        save(model, paths[stream])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """40 frames of moving noise at 25 fps, 340x256: no resampling, no resizing."""
+    path = tmp_path_factory.mktemp("videos") / "noise.mp4"
+    images = noise_images(40, width=340, height=256)
+    write_video(path, [cv2.GaussianBlur(image, (0, 0), 3) for image in images])
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def short_video(tmp_path_factory):
+    """12 frames of it: OpenCV takes a second or two for the flow of each pair."""
+    path = tmp_path_factory.mktemp("videos") / "short.mp4"
+    images = noise_images(12, width=256, height=256)
+    write_video(path, [cv2.GaussianBlur(image, (0, 0), 3) for image in images])
+    return str(path)
+
+
+def decoded(path) -> np.ndarray:
+    """Frames by PyAV alone, uint8 (T, H, W, 3)."""
+    with av.open(path) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
+def network_logits(path, clip: np.ndarray) -> np.ndarray:
+    """clip: float32 (T, 224, 224, C)."""
+    model = i3d.load(path, trainable=True).eval()
+    with torch.inference_mode():
+        return model(torch.from_numpy(clip).permute(3, 0, 1, 2)[None])[0].numpy()
+
+
+def expected_logits(networks, path, stream, length=250) -> np.ndarray:
+    frames = decoded(path)[:length]
+    if stream == "rgb":
+        x = frames.astype(np.float32) / 127.5 - 1
+    else:
+        gray = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
+        tvl1 = cv2.optflow.DualTVL1OpticalFlow_create()
+        flow = np.stack([tvl1.calc(a, b, None) for a, b in itertools.pairwise(gray)])
+        x = np.round(np.clip(flow, -20, 20) * 127 / 20) / 127
+    left = (x.shape[2] - 224) // 2
+    x = x[:, 16:240, left : left + 224].astype(np.float32)
+    return network_logits(networks[stream], x[np.arange(length) % len(x)])
+
+
+def logits_of(prediction) -> np.ndarray:
+    (window,) = prediction.windows
+    return window.logits
+
+
+def test_rgb_prediction_is_the_protocol_written_out(networks, video):
+    prediction = i3d.predict(video, checkpoints=[networks["rgb"]], top_k=3)
+    expected = expected_logits(networks, video, "rgb")
+    np.testing.assert_allclose(logits_of(prediction), expected, atol=1e-4)
+    assert (prediction.frames, prediction.seconds) == (40, 1.6)
+    probabilities = torch.from_numpy(expected).softmax(0)
+    order = expected.argsort()[::-1][:3]
+    assert [s.index for s in prediction.predictions] == order.tolist()
+    assert [s.name for s in prediction.predictions] == [CLASSES[i] for i in order]
+    for score in prediction.predictions:
+        assert score.probability == pytest.approx(float(probabilities[score.index]), abs=1e-4)
+        assert score.logit == pytest.approx(float(expected[score.index]), abs=1e-4)
+
+
+def test_two_streams_are_the_sum_of_logits(networks, short_video):
+    both = i3d.predict(short_video, checkpoints=[networks["rgb"], networks["flow"]])
+    rgb = expected_logits(networks, short_video, "rgb")
+    flow = expected_logits(networks, short_video, "flow")
+    # Ours and OpenCV's flow differ by hundredths of a pixel, which moves the sum this little.
+    spread = float(np.abs(flow - flow.mean()).max())
+    np.testing.assert_allclose(logits_of(both), rgb + flow, atol=0.02 * spread)
+    assert both.as_dict()["checkpoints"] == [networks["rgb"], networks["flow"]]
+
+
+def test_a_long_video_is_looked_at_for_ten_seconds(networks, tmp_path):
+    path = tmp_path / "long.mp4"
+    write_video(path, noise_images(300, width=64, height=48))
+    prediction = i3d.predict(path, checkpoints=[networks["rgb"]])
+    assert (prediction.frames, prediction.seconds) == (250, 10.0)
+
+
+def test_windows_along_a_video(networks, video):
+    prediction = i3d.predict(video, checkpoints=[networks["rgb"]], every_seconds=0.6)
+    frames = decoded(video)[:, 16:240, 58:282].astype(np.float32) / 127.5 - 1
+    spans = [(0, 15), (15, 30), (30, 40)]  # the last one is looped to 15 frames
+    assert len(prediction.windows) == 3
+    for window, (start, end) in zip(prediction.windows, spans, strict=True):
+        assert (window.start_seconds, window.end_seconds) == (start / 25, end / 25)
+        clip = frames[start:end][np.arange(15) % (end - start)]
+        expected = network_logits(networks["rgb"], clip)
+        np.testing.assert_allclose(window.logits, expected, atol=1e-4)
+    mean = np.mean([w.logits for w in prediction.windows], axis=0)
+    assert prediction.predictions[0].logit == pytest.approx(float(mean.max()))
+    assert len(prediction.as_dict()["windows"]) == 3
+
+
+def test_a_short_rest_is_no_window_of_its_own(networks, video):
+    # 40 frames in windows of 35: the rest of 5 is under the network's minimum of 9
+    prediction = i3d.predict(video, checkpoints=[networks["rgb"]], every_seconds=1.4)
+    assert [(w.start_seconds, w.end_seconds) for w in prediction.windows] == [(0, 1.4)]
+
+
+def test_windows_farther_apart_than_ten_seconds(networks, tmp_path):
+    path = tmp_path / "long.mp4"
+    write_video(path, noise_images(360, width=64, height=48))
+    prediction = i3d.predict(path, checkpoints=[networks["rgb"]], every_seconds=12)
+    spans = [(w.start_seconds, w.end_seconds) for w in prediction.windows]
+    assert spans == [(0, 10), (12, 14.4)]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"top_k": 0}, UsageError, "top_k is 0"),
+        ({"every_seconds": 0.1}, UsageError, "0.36 s"),
+        ({"every_seconds": float("nan")}, UsageError, "0.36 s"),
+        ({"device": "tpu"}, UsageError, "auto, cpu or cuda"),
+        ({"checkpoints": []}, UsageError, "at least one"),
+    ],
+)
+def test_wrong_arguments(networks, video, options, error, words):
+    with pytest.raises(error, match=words):
+        i3d.predict(video, **({"checkpoints": [networks["rgb"]]} | options))
+
+
+def test_cuda_without_cuda_is_a_clear_error(networks, video):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(UsageError, match="sees no CUDA device"):
+        i3d.predict(video, checkpoints=[networks["rgb"]], device="cuda")
+
+
+def test_networks_of_other_classes_are_not_added(networks, video, tmp_path):
+    save(bundles.small_model(num_classes=5), tmp_path / "five.safetensors")
+    with pytest.raises(CheckpointError, match="5 classes that are not the 7"):
+        i3d.predict(video, checkpoints=[networks["rgb"], tmp_path / "five.safetensors"])
+
+
+def test_one_frame_has_no_flow(networks, tmp_path):
+    path = tmp_path / "one.mp4"
+    write_video(path, noise_images(1, width=64, height=48))
+    assert i3d.predict(path, checkpoints=[networks["rgb"]]).frames == 1
+    with pytest.raises(VideoError, match="no flow"):
+        i3d.predict(path, checkpoints=[networks["flow"]])
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
+
+
+def test_json_is_the_contract_and_nothing_else(networks, video, capsys):
+    code, out, _ = run(capsys, video, "--checkpoint", networks["rgb"], "--top_k", 2, "--json")
+    assert code == 0
+    (result,) = json.loads(out)["results"]
+    assert set(result) == {"video", "frames", "seconds", "checkpoints", "predictions"}
+    assert result["video"] == video
+    assert len(result["predictions"]) == 2
+    assert set(result["predictions"][0]) == {"class", "index", "probability", "logit"}
+
+
+def test_one_bad_video_does_not_stop_the_rest(networks, video, tmp_path, capsys):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"not a video")
+    missing = tmp_path / "missing.mp4"
+    code, out, err = run(
+        capsys, bad, video, missing, video, "--checkpoint", networks["rgb"], "--json"
+    )
+    assert code == 1
+    results = json.loads(out)["results"]
+    assert [set(r) for r in results[::2]] == [{"video", "error"}] * 2
+    assert results[1]["predictions"] == results[3]["predictions"]
+    assert str(bad) in results[0]["error"]
+    assert str(missing) in results[2]["error"]
+    assert "2 of 4 videos predicted" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--checkpoint", "rgb_imagenet_kinetics40"], "did you mean rgb_imagenet_kinetics400"),
+        (["--checkpoint", "RGB", "--every", "0.1"], "0.36 s"),
+        (["--no-such-option"], "no-such-option"),
+        (["--top-k", "many"], "top-k"),
+        (["--checkpoint", "RGB", "--plot", "x.xyz"], ".xyz|suffixes"),
+    ],
+)
+def test_mistakes_in_the_call_exit_with_2(networks, video, capsys, arguments, words):
+    arguments = [networks["rgb"] if a == "RGB" else a for a in arguments]
+    code, _, err = run(capsys, video, *arguments)
+    assert code == 2
+    assert any(word in err for word in words.split("|")), err
+    assert "Traceback" not in err
+
+
+def test_plot_is_a_picture_of_the_timeline(networks, video, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    target = tmp_path / "plot.png"
+    code, _, _ = run(
+        capsys, video, "--checkpoint", networks["rgb"], "--every", 0.6, "--plot", target
+    )
+    assert code == 0
+    picture = cv2.imread(str(target))
+    assert picture.shape[1] > 1000
+    assert picture.std() > 10  # not blank
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["plot.png"]
+
+
+def test_python_m_i3d_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "i3d", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"i3d, version {i3d.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"),
+    [
+        ("arm_wrestling_340x256_28fps.mp4", 250),
+        ("mpeg4_320x240_25fps.avi", 164),
+        ("v_GGSY1Qvo990_320x240_19.62fps.mp4", 250),  # the first ten of its 18 seconds
+    ],
+)
+def test_real_clips(networks, name, frames):
+    prediction = i3d.predict(shared("clips", name), checkpoints=[networks["rgb"]])
+    assert (prediction.frames, prediction.seconds) == (frames, frames / 25)
