@@ -22,13 +22,11 @@ from loader import synthetic_shards
 from i3d.clips import Views
 from i3d.data.reading.clips import ShardSource, load_videos
 from i3d.data.shards import open_dataset
-from i3d.models.i3d import STREAM_CHANNELS
-from i3d.presets import find_preset
+from i3d.presets import STREAM_CHANNELS, STREAMS, find_preset
 from i3d.tasks.evaluate.logits import Options, evaluate
 from i3d.tasks.network import forward
 
 KINETICS_VALIDATION = 19_881  # videos, CVDF's copy
-STREAMS = ("rgb", "flow")
 
 
 def networks(classes):

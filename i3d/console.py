@@ -20,10 +20,14 @@ class Outcome(Protocol):
         """The fields, as JSON values."""
 
 
+def json_text(outcome: Outcome) -> str:
+    """A result as JSON, which knows neither NaN nor infinity."""
+    return json.dumps(outcome.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def show(outcome: Outcome, *, as_json: bool) -> None:
     """Print a result on standard output, as text or as JSON and nothing else."""
-    text = json.dumps(outcome.as_dict(), indent=2, ensure_ascii=False) if as_json else str(outcome)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(json_text(outcome) if as_json else f"{outcome}\n")
 
 
 class Bar(Protocol):

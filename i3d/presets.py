@@ -6,8 +6,13 @@ can be compared by their names. Settings never vary silently: another value is a
 
 import re
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from i3d.errors import UsageError
+
+Stream = Literal["rgb", "flow"]
+STREAMS: tuple[Stream, ...] = ("rgb", "flow")  # the order of everything that holds both
+STREAM_CHANNELS: dict[Stream, int] = {"rgb": 3, "flow": 2}  # flow: x then y
 
 # The head averages pairs of time steps, so its input, Mixed_5c, needs ceil(T / 8) >= 2.
 MIN_FRAMES = 9

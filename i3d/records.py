@@ -1,4 +1,4 @@
-"""Dataclasses as JSON files: sealed on the way out, distrusted on the way in.
+"""Dataclasses as JSON: sealed on the way out, distrusted on the way in, compared to go on.
 
 A file is one JSON object: ``format`` first, then the dataclass's fields, then ``sha256``, the seal,
 which is the SHA-256 of every byte before its line. So any change is noticed, and coreutils check
@@ -9,13 +9,13 @@ does not fit; sizes are bounded.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from i3d.errors import DatasetError
+from i3d.errors import DatasetError, UsageError
 
 # Bounds for files that come from elsewhere, far above what is written.
 MAX_TEXT = 1 << 13  # characters
@@ -115,3 +115,48 @@ def _build(hint: Any, value: Any, name: str) -> Any:
         if hint is bool or (hint is float and math.isfinite(value)):
             return value
     raise DatasetError(f"{name or 'the whole'} is {value!r:.50}; expected {expected}")
+
+
+# --- settings that a job was begun with -----------------------------------------------------------
+
+_SHOWN = 5  # differences in a message
+_LONGEST = 200  # characters of a value in it
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """``name: was, now is`` for every value that differs, in the order of the names."""
+    names = [*before, *(name for name in now if name not in before)]
+    return [
+        f"{name}: {_spoken(before, name)}, now {_spoken(now, name)}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+
+
+def refuse_other_settings(where: Any, lines: Sequence[str]) -> None:
+    """Refuse to go on with a job that was begun with other settings.
+
+    Args:
+        where: what holds the work done so far.
+        lines: what `differences` found; nothing is refused where it is empty.
+
+    Raises:
+        UsageError: names the differences.
+    """
+    if not lines:
+        return
+    more = f" (and {len(lines) - _SHOWN} more)" if len(lines) > _SHOWN else ""
+    raise UsageError(
+        f"{where} was begun with other settings: {'; '.join(lines[:_SHOWN])}{more}. Use the same "
+        "settings, or another output"
+    )
+
+
+def _spoken(settings: Mapping[str, Any], name: str) -> str:
+    if name not in settings:
+        return "absent"
+    value = settings[name]
+    if isinstance(value, str) and len(value) == 64:
+        value = f"{value[:12]}..."  # a SHA-256
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -17,6 +17,7 @@ GROUND = {"errors", "lazy", "settings"}
 ALLOWED = {
     "errors": set(),
     "lazy": set(),
+    "settings": set(),
     "presets": GROUND,
     "records": GROUND,
     "files": GROUND,
@@ -60,8 +61,8 @@ def imported(path: Path) -> set[str]:
                 deeper = f"{home}.{alias.name}".strip(".")
                 found.add(deeper if deeper in FILES else home)
         elif isinstance(node, ast.Import):
-            names = (alias.name.split(".", 1) for alias in node.names)
-            found |= {(name + [""])[1] for name in names if name[0] == "i3d"}
+            names = (alias.name.partition(".") for alias in node.names)
+            found |= {rest for top, _, rest in names if top == "i3d"}
     return found
 
 

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from i3d import files
-from i3d.data.shards.pictures import Stream
 from i3d.demo.actions import ACTIONS
 from i3d.errors import CheckpointError, UsageError
-
-STREAMS: tuple[Stream, ...] = ("rgb", "flow")
+from i3d.presets import STREAMS, Stream
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ import click
 from i3d import files
 from i3d.clips import Views
 from i3d.demo.actions import ACTIONS
-from i3d.demo.folder import STREAMS, Folder, open_folder
+from i3d.demo.folder import Folder, open_folder
 from i3d.demo.page import Demo, Step, write_page
 from i3d.demo.render import render_dataset
 from i3d.demo.sequence import SEQUENCE, Segment, render_sequence
 from i3d.errors import I3DError, UsageError
 from i3d.parallel.process import checked_workers
 from i3d.parallel.world import World
+from i3d.presets import STREAMS
 from i3d.tasks.evaluate import page as evaluation_page
 from i3d.tasks.evaluate.logits import Options, evaluate
 from i3d.tasks.evaluate.result import Evaluation

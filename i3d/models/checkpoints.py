@@ -23,8 +23,8 @@ from i3d import files
 from i3d.errors import CheckpointError, UsageError
 from i3d.models.foreign.readers import Weights, read_npz, read_state_dict, read_tensorflow
 from i3d.models.foreign.tf_bundle import find_prefix
-from i3d.models.i3d import BATCH_NORM_EPS, I3D, Stream, check_trainable
-from i3d.presets import KINETICS_I3D, find_preset
+from i3d.models.i3d import BATCH_NORM_EPS, I3D, check_trainable
+from i3d.presets import KINETICS_I3D, Stream, find_preset
 
 KINETICS_I3D_COMMIT = "0667e889a5904b4dc122e0ded4c332f49f8df42c"
 KINETICS_I3D_URL = (

@@ -14,7 +14,7 @@ actual size, BatchNorm with eps 1e-3 and without scale, and the released model's
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,7 @@ from i3d.classes import class_list, known_name
 from i3d.errors import CheckpointError, I3DError
 from i3d.models import winograd
 from i3d.models.memory import reuse_freed_memory
-from i3d.presets import KINETICS_I3D, MIN_FRAMES
-
-Stream = Literal["rgb", "flow"]
-STREAM_CHANNELS: dict[Stream, int] = {"rgb": 3, "flow": 2}  # flow: x then y
+from i3d.presets import KINETICS_I3D, MIN_FRAMES, STREAM_CHANNELS, Stream
 
 BATCH_NORM_EPS = 1e-3  # Sonnet's default; ports that use PyTorch's 1e-5 move logits by 4 to 15
 BATCH_NORM_DECAY = 0.999  # kinetics-i3d's snt.BatchNorm

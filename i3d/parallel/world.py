@@ -64,6 +64,14 @@ class World:
         """Which of ``count`` things are this process's: a contiguous part, equal to within one."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
+    def turns(self, count: int) -> range:
+        """The same in turns: rank, rank + size, ..., so that neighbours go to different ones."""
+        return range(self.rank, count, self.size)
+
+    def title(self, what: str) -> str:
+        """What is done, and by how many, for a progress bar."""
+        return what if self.size == 1 else f"{what} (process {self.rank} of {self.size})"
+
 
 def world_from_environment(environment: Mapping[str, str] | None = None) -> World:
     """Rank and world size under ``torchrun``, ``mpiexec`` or ``srun``; a world of one elsewhere.

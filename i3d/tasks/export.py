@@ -17,8 +17,8 @@ from i3d.errors import CheckpointError, UsageError
 from i3d.models.checkpoints import build, fingerprint, read_weights, resolve
 from i3d.models.exported.graph import onnx_model, torch_program
 from i3d.models.exported.runtimes import OUTPUTS, ExportedNetwork
-from i3d.models.i3d import I3D, STREAM_CHANNELS
-from i3d.presets import MIN_FRAMES, find_preset
+from i3d.models.i3d import I3D
+from i3d.presets import MIN_FRAMES, STREAM_CHANNELS, find_preset
 from i3d.tasks.network import forward
 
 SUFFIXES = (".onnx", ".pt2")

@@ -1,17 +1,23 @@
 """Running a network on clips: where, at what precision, how many at a time."""
 
+import os
 from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from i3d import files
 from i3d.clips import flow_clip, loop_frames, rgb_clip
 from i3d.data.reading.clips import LoadedVideo
 from i3d.errors import I3DError, UsageError
-from i3d.models.i3d import I3D, STREAM_CHANNELS
+from i3d.models.checkpoints import load
+from i3d.models.exported.runtimes import ExportedNetwork
+from i3d.models.i3d import I3D
+from i3d.presets import STREAM_CHANNELS
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Runtime = Literal["torch", "onnx", "openvino"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_BATCH = 64
 GAIN = 1.05  # a batch twice as large must be so much faster per clip to be worth its memory
@@ -44,6 +50,53 @@ def check_precision(precision: str) -> Precision:
         if precision == known:
             return known
     raise UsageError(f"precision {precision!r}: it must be fp32, bf16 or fp16")
+
+
+def open_network(
+    checkpoint: files.Location,
+    *,
+    runtime: str | None = None,
+    device: str = "auto",
+    progress: bool = False,
+) -> "I3D | ExportedNetwork":
+    """A network by its name or file, on the runtime asked for.
+
+    Args:
+        checkpoint: as :func:`i3d.load` takes it, or an ``.onnx`` file of ``i3d export``; path or
+            URL.
+        runtime: ``"torch"``, ``"onnx"`` or ``"openvino"``; None is ONNX Runtime for an ``.onnx``
+            file and PyTorch for all else.
+        device: see `choose_device`; the others than PyTorch run on CPUs.
+        progress: draw a progress bar while downloading.
+
+    Raises:
+        UsageError: the runtime is not installed, or does not fit the file or device.
+        CheckpointError: the file is damaged, or not one of ``i3d export``.
+    """
+    name = os.fspath(checkpoint)
+    if runtime is not None and runtime not in get_args(Runtime):
+        raise UsageError(f"runtime {runtime!r}: it must be torch, onnx or openvino")
+    if name.endswith(".pt2"):
+        raise UsageError(
+            f"{name}: a .pt2 file can run any code when it is loaded, so i3d never does; "
+            "use the checkpoint it was made from, or an .onnx file"
+        )
+    is_onnx = name.endswith(".onnx")
+    if runtime == "torch" and is_onnx:
+        raise UsageError(f"{name}: PyTorch does not run .onnx files; use --runtime onnx")
+    if runtime in (None, "torch") and not is_onnx:
+        return load(checkpoint, device=choose_device(device), progress=progress)
+    if not is_onnx:
+        raise UsageError(
+            f"{name}: --runtime {runtime} runs .onnx files; make one with "
+            f"i3d export {name} OUT.onnx"
+        )
+    if device.startswith("cuda"):
+        raise UsageError(
+            f"device {device!r}: .onnx files run on the CPU here; use --device cpu, or the "
+            "checkpoint itself for CUDA"
+        )
+    return ExportedNetwork(checkpoint, runtime="openvino" if runtime == "openvino" else "onnx")
 
 
 def choose_device(device: str, *, local_rank: int = 0) -> str:

@@ -9,10 +9,10 @@ from support.videos import noise_images, write_video
 import i3d
 from i3d.clips import Views, flow_clip, loop_frames, rgb_clip
 from i3d.data.kinetics import read_dataset
-from i3d.data.reading import clips as loader
-from i3d.data.reading.clips import ShardSource, VideoSource, check_shared_memory, load_videos
-from i3d.data.shards import open_dataset
+from i3d.data.reading.clips import ShardSource, VideoSource, clip_bytes, load_videos
+from i3d.data.shards import ShardDataset, open_dataset
 from i3d.errors import I3DError, UsageError
+from i3d.parallel import ahead
 from i3d.presets import find_preset
 from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
 
@@ -145,14 +145,14 @@ def test_views_without_meaning(options, message):
 @pytest.mark.parametrize("views", [Views(frames=9), Views(frames=250), Views(12, 4, 3)])
 def test_only_what_the_views_need_is_decoded(shards, views, monkeypatch):
     decoded = []
-    original = loader.ShardDataset.read_sample
+    original = ShardDataset.read_sample
 
     def read_sample(self, key, **options):
         sample = original(self, key, **options)
         decoded.append(len(sample.rgb))
         return sample
 
-    monkeypatch.setattr(loader.ShardDataset, "read_sample", read_sample)
+    monkeypatch.setattr(ShardDataset, "read_sample", read_sample)
     source = ShardSource(open_dataset(shards), PRESET)
     video = by_key(source, views, indices=[source.keys.index("a/long")])["a/long"]
     assert decoded == [9 if views.frames == 9 else 40]
@@ -207,8 +207,12 @@ def test_what_is_no_videos_fault_ends_the_job(error):
 
 def test_too_little_shared_memory_is_said_before(monkeypatch, tmp_path):
     usage = type("Usage", (), {"free": 64 << 20})
-    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(loader, "SHARED_MEMORY", tmp_path)
-    check_shared_memory(0, Views(), PRESET)
+    monkeypatch.setattr(ahead.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(ahead, "SHARED_MEMORY", tmp_path)
+    size = clip_bytes(Views(), find_preset("kinetics-i3d"))
+    ahead.check_shared_memory(size, workers=0)
     with pytest.raises(UsageError, match=r"8 workers need .* 64 MiB free.*--workers 0"):
-        check_shared_memory(8, Views(), find_preset("kinetics-i3d"))
+        ahead.check_shared_memory(size, workers=8)
+    ahead.check_shared_memory(4 << 20, workers=4, processes=2)
+    with pytest.raises(UsageError, match=r"12 workers need 96 MiB.*--workers 2"):
+        ahead.check_shared_memory(4 << 20, workers=4, processes=3)

@@ -392,12 +392,6 @@ def test_the_plan_depends_on_keys_and_seed_alone():
         plan_shards(samples, clips_per_shard=0)
 
 
-def test_shards_of_a_process():
-    manifest = plan(clips_per_shard=1)
-    parts = [list(manifest.shards_of(rank=rank, world_size=4)) for rank in range(4)]
-    assert parts == [[0, 4], [1, 5], [2], [3]]
-
-
 @pytest.mark.parametrize(
     ("key", "message"),
     [

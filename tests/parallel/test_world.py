@@ -41,3 +41,9 @@ def test_rank_and_world_of_each_launcher(environment, world):
 def test_nonsense_is_refused(rank, size):
     with pytest.raises(UsageError, match=f"RANK={rank}"):
         world_from_environment({"RANK": rank, "WORLD_SIZE": size})
+
+
+def test_shares_of_the_work():
+    worlds = [World(rank, 4) for rank in range(4)]
+    assert [list(world.turns(6)) for world in worlds] == [[0, 4], [1, 5], [2], [3]]
+    assert [list(world.share(6)) for world in worlds] == [[0], [1, 2], [3], [4, 5]]

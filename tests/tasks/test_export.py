@@ -547,7 +547,7 @@ def test_a_signal_after_openvino_finds_its_stack(exported):
     script = """
 import gc, signal, subprocess, sys
 import numpy as np
-from i3d.models.exported.runtimes import open_network
+from i3d.tasks.network import open_network
 
 signal.signal(signal.SIGCHLD, lambda *_: None)
 networks = [open_network(sys.argv[1], runtime="openvino") for _ in range(2)]

@@ -21,11 +21,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from i3d.clips import center_crop, quantize_flow
 from i3d.data.kinetics import Video
-from i3d.data.reading.clips import read_ahead
 from i3d.data.shards import PlannedSample, ShardDataset
-from i3d.data.shards.pictures import Stream
 from i3d.errors import DatasetError, I3DError, VideoError
-from i3d.presets import Preset
+from i3d.parallel.ahead import read_ahead
+from i3d.presets import Preset, Stream
 
 CHUNK_FRAMES = 32  # 8 MB of both streams at 224 pixels
 READ_FRAMES = 256  # of a shard's sample in one request; those of precompute's 10 s are whole

@@ -9,31 +9,22 @@ a quarter of the bytes. A video that cannot be read arrives as its reason, in it
 fault of the data (a server that is gone, a full disk) ends the job.
 """
 
-import multiprocessing
-import os
-import shutil
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from i3d.clips import Views, quantize_flow
 from i3d.data.kinetics import Video
 from i3d.data.shards import PlannedSample, ShardDataset
-from i3d.data.shards.pictures import Stream
-from i3d.errors import DatasetError, I3DError, UsageError, VideoError
-from i3d.parallel.process import end_with_parent
-from i3d.presets import Preset
+from i3d.errors import DatasetError, I3DError, VideoError
+from i3d.parallel.ahead import read_ahead
+from i3d.presets import Preset, Stream
 
 if TYPE_CHECKING:
     import torch
-
-PREFETCH = 2  # videos that each worker has ready or at work
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -291,91 +282,7 @@ def load_videos(
     return read_ahead(_Videos(source, indices, streams, views), workers=workers, pin=pin)
 
 
-def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
-    """What a dataset of PyTorch's gives, read by worker processes.
-
-    Args:
-        dataset: picklable; its items have ``fatal``, what ends the job, or None.
-        workers: processes that read ahead, `PREFETCH` items each; 0 reads in this one.
-        pin: put tensors into page-locked memory, for CUDA.
-
-    Raises:
-        I3DError: an item's ``fatal``, or a worker died.
-    """
-    from torch.utils.data import DataLoader
-
-    options: dict[str, Any] = {}
-    if workers:
-        # Not fork: HDFS clients, CUDA and OpenMP do not survive it. The server imports torch once
-        # for all workers.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.utils.data", type(dataset).__module__])
-        options = {
-            "multiprocessing_context": context,
-            "prefetch_factor": PREFETCH,
-            "worker_init_fn": _start_worker,
-        }
-    loader: Any = DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=pin,
-        **options,
-    )
-    items = iter(loader)
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except RuntimeError as error:  # all that PyTorch says of a worker that is gone
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise I3DError(
-                f"a worker process that reads videos died ({str(error).splitlines()[0]}); if it "
-                "was for lack of memory, use fewer --workers"
-            ) from error
-        if item.fatal is not None:
-            raise item.fatal
-        yield item
-
-
-def check_shared_memory(workers: int, views: Views, preset: Preset, *, processes: int = 1) -> None:
-    """Refuse to begin where workers would die of a full /dev/shm, as in a default container.
-
-    Args:
-        workers: of each process.
-        views: what they read of each video.
-        preset: likewise.
-        processes: that share the memory.
-
-    Raises:
-        UsageError: says how much there is and is needed, and what to do.
-    """
-    if not workers or not SHARED_MEMORY.is_dir():
-        return
-    # An upper bound for one clip of both streams: 5 bytes a pixel.
-    each = 5 * views.frames * preset.crop**2 * (2 if views.crops > 1 else 1) * min(views.clips, 4)
-    needed, free = each * workers * processes * PREFETCH, shutil.disk_usage(SHARED_MEMORY).free
-    if free < needed:
-        most = free // (each * processes * PREFETCH)
-        raise UsageError(
-            f"{workers * processes} workers need {needed >> 20} MiB of shared memory and "
-            f"{SHARED_MEMORY} has {free >> 20} MiB free; give the container more (--shm-size, or "
-            f"an emptyDir at {SHARED_MEMORY}) or pass --workers {most}"
-        )
-
-
-def _start_worker(_: int) -> None:
-    """One thread a worker: they share the cores with each other and with the model."""
-    import cv2
-
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends them
-    cv2.setNumThreads(1)
-    os.environ["NUMBA_NUM_THREADS"] = "1"
-
-
-def _unchanged(item: Any) -> Any:
-    return item
+def clip_bytes(views: Views, preset: Preset) -> int:
+    """An upper bound for what a worker hands over of a video: 5 bytes a pixel for both streams."""
+    sides = 2 if views.crops > 1 else 1
+    return 5 * views.frames * preset.crop**2 * sides * min(views.clips, 4)

@@ -26,9 +26,8 @@ from i3d import files
 from i3d.clips import FLOW_STEPS, FLOW_ZERO, Views, loop_frames
 from i3d.data.reading.clips import Pixels, Source, load_videos
 from i3d.data.shards import SUFFIXES, SampleInfo, ShardDataset, open_dataset
-from i3d.data.shards.pictures import Stream
 from i3d.errors import DatasetError, UsageError
-from i3d.presets import Preset, find_preset
+from i3d.presets import Preset, Stream, find_preset
 
 if TYPE_CHECKING:
     import torch

@@ -59,7 +59,6 @@ from i3d.data.shards.pictures import (
     EVERYTHING,
     Box,
     Scalar,
-    Stream,
     check_jpeg,
     check_png,
     decode_flow,
@@ -67,7 +66,7 @@ from i3d.data.shards.pictures import (
 )
 from i3d.errors import DatasetError, UsageError
 from i3d.files import Location
-from i3d.presets import find_preset
+from i3d.presets import Stream, find_preset
 from i3d.records import MAX_TEXT, parsed, plain, sealed, split_seal, unsealed
 
 MANIFEST_FILE = "manifest.json"
@@ -222,10 +221,6 @@ class Manifest:
     def seal(self) -> str:
         """The manifest's SHA-256, by which a sidecar names it: 64 hexadecimal digits."""
         return split_seal(self.to_json())[1]
-
-    def shards_of(self, *, rank: int, world_size: int) -> range:
-        """The shards of one process: shard i belongs to rank i mod world size."""
-        return range(rank, len(self.shards), world_size)
 
     def to_json(self) -> bytes:
         """As stored in ``manifest.json``; equal manifests give the same bytes."""

@@ -6,15 +6,14 @@
 import struct
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Literal
 
 import cv2
 import numpy as np
 import simplejpeg
 
 from i3d.errors import DatasetError
+from i3d.presets import Stream
 
-Stream = Literal["rgb", "flow"]
 Scalar = str | int | float | bool | None
 Box = tuple[slice, slice]  # rows and columns of a picture
 EVERYTHING: Box = (slice(None), slice(None))

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i3d.models.i3d import I3D, STREAM_CHANNELS, TABLE, MaxPool, MixedBlock, Unit3D
-from i3d.presets import MIN_FRAMES
+from i3d.models.i3d import I3D, TABLE, MaxPool, MixedBlock, Unit3D
+from i3d.presets import MIN_FRAMES, STREAM_CHANNELS
 
 if TYPE_CHECKING:
     import onnx

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,15 +20,11 @@ from torch import Tensor
 
 from i3d import files
 from i3d.errors import CheckpointError, I3DError, UsageError
-from i3d.models.checkpoints import load
-from i3d.models.i3d import I3D, STREAM_CHANNELS, Stream
-from i3d.presets import MIN_FRAMES, find_preset
-from i3d.tasks.network import choose_device
+from i3d.presets import MIN_FRAMES, STREAM_CHANNELS, Stream, find_preset
 
 if TYPE_CHECKING:
     import onnx
 
-Runtime = Literal["torch", "onnx", "openvino"]
 OUTPUTS = ("logits", "features")
 MAX_MODEL_BYTES = 1 << 30  # a network of the greatest width has 800 MB
 MAX_METADATA_BYTES = 1 << 24  # Kinetics-600's takes 14 kB
@@ -36,53 +32,6 @@ MAX_CLASSES = 1_000_000
 
 # float32 (B, C, T, H, W) -> logits and features
 Session = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-def open_network(
-    checkpoint: files.Location,
-    *,
-    runtime: str | None = None,
-    device: str = "auto",
-    progress: bool = False,
-) -> "I3D | ExportedNetwork":
-    """A network by its name or file, on the runtime asked for.
-
-    Args:
-        checkpoint: as :func:`i3d.load` takes it, or an ``.onnx`` file of ``i3d export``; path or
-            URL.
-        runtime: ``"torch"``, ``"onnx"`` or ``"openvino"``; None is ONNX Runtime for an ``.onnx``
-            file and PyTorch for all else.
-        device: see :func:`~i3d.tasks.network.choose_device`; the others than PyTorch run on CPUs.
-        progress: draw a progress bar while downloading.
-
-    Raises:
-        UsageError: the runtime is not installed, or does not fit the file or device.
-        CheckpointError: the file is damaged, or not one of ``i3d export``.
-    """
-    name = os.fspath(checkpoint)
-    if runtime is not None and runtime not in get_args(Runtime):
-        raise UsageError(f"runtime {runtime!r}: it must be torch, onnx or openvino")
-    if name.endswith(".pt2"):
-        raise UsageError(
-            f"{name}: a .pt2 file can run any code when it is loaded, so i3d never does; "
-            "use the checkpoint it was made from, or an .onnx file"
-        )
-    is_onnx = name.endswith(".onnx")
-    if runtime == "torch" and is_onnx:
-        raise UsageError(f"{name}: PyTorch does not run .onnx files; use --runtime onnx")
-    if runtime in (None, "torch") and not is_onnx:
-        return load(checkpoint, device=choose_device(device), progress=progress)
-    if not is_onnx:
-        raise UsageError(
-            f"{name}: --runtime {runtime} runs .onnx files; make one with "
-            f"i3d export {name} OUT.onnx"
-        )
-    if device.startswith("cuda"):
-        raise UsageError(
-            f"device {device!r}: .onnx files run on the CPU here; use --device cpu, or the "
-            "checkpoint itself for CUDA"
-        )
-    return ExportedNetwork(checkpoint, runtime="openvino" if runtime == "openvino" else "onnx")
 
 
 class ExportedNetwork:

@@ -24,7 +24,7 @@ from safetensors.torch import load as load_safetensors
 from i3d import files
 from i3d.errors import CheckpointError
 from i3d.models.foreign.readers import PARAMETERS, Naming, Weights, _assemble
-from i3d.models.i3d import STREAM_CHANNELS, Stream
+from i3d.presets import STREAM_CHANNELS, Stream
 
 MAX_BYTES = 1 << 28  # torchvision's file has 52 MB with its auxiliary classifiers
 AUXILIARY = ("aux1.", "aux2.")  # classifiers in the middle, of training alone

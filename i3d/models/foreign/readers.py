@@ -28,7 +28,8 @@ from safetensors.torch import load_file
 from i3d import files
 from i3d.errors import CheckpointError
 from i3d.models.foreign.tf_bundle import open_bundle
-from i3d.models.i3d import BATCH_NORM_EPS, I3D, MAX_WIDTH, STREAM_CHANNELS, TABLE, Conv, Stream
+from i3d.models.i3d import BATCH_NORM_EPS, I3D, MAX_WIDTH, TABLE, Conv
+from i3d.presets import STREAM_CHANNELS, Stream
 
 MAX_CLASSES = 100_000
 MAX_NPZ_MEMBERS = 2_000

@@ -31,19 +31,18 @@ from i3d.data.reading.clips import (
     ShardSource,
     Source,
     VideoSource,
-    check_shared_memory,
+    clip_bytes,
     load_videos,
 )
 from i3d.data.shards import MANIFEST_FILE, Failure, open_dataset
-from i3d.data.shards.pictures import Stream
 from i3d.errors import CheckpointError, DatasetError, UsageError, VideoError
 from i3d.models.checkpoints import build, fingerprint, read_weights, resolve
 from i3d.models.i3d import I3D
+from i3d.parallel.ahead import check_shared_memory
 from i3d.parallel.process import share_cores, terminated_cleanly
 from i3d.parallel.world import World, connected, world_from_environment
-from i3d.presets import Preset, find_preset
+from i3d.presets import STREAMS, Preset, Stream, find_preset
 from i3d.tasks.evaluate.predictions import (
-    STREAMS,
     About,
     Part,
     Parts,
@@ -156,9 +155,8 @@ def evaluate(
     }
     about = _about(plan, networks, options)
     source = plan.source(find_preset(about.preset))
-    check_shared_memory(
-        workers, options.views, find_preset(about.preset), processes=world.local_size
-    )
+    size = clip_bytes(options.views, find_preset(about.preset))
+    check_shared_memory(size, workers=workers, processes=world.local_size)
     parts = None if predictions is None else Parts(predictions, about, rank=world.rank)
     if parts is not None and not resume:
         parts.refuse()
@@ -167,7 +165,7 @@ def evaluate(
         job = _Job(networks, about, source, world.share(len(source.keys)), parts)
         job.take(earlier)
         start = time.monotonic()
-        title = "evaluate" if world.size == 1 else f"evaluate (process 0 of {world.size})"
+        title = world.title("evaluate")
         with progress_bar(
             title if progress and world.first else None, total=len(job.todo), unit="videos"
         ) as bar:

@@ -19,11 +19,10 @@ import numpy as np
 from i3d import files
 from i3d.clips import Views
 from i3d.data.shards import Failure
-from i3d.data.shards.pictures import Stream
 from i3d.errors import DatasetError, UsageError
+from i3d.presets import STREAMS, Stream
 from i3d.records import parsed, plain
 
-STREAMS: tuple[Stream, ...] = ("rgb", "flow")
 KIND = "i3d predictions 1"
 MAX_BYTES = 1 << 34  # Kinetics-700's 650,000 videos with both streams have 4 GB of logits
 MAX_ABOUT_BYTES = 1 << 29

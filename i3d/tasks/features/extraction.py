@@ -48,16 +48,16 @@ from i3d.data.reading.chunks import (
     VideoChunks,
     load_chunks,
 )
-from i3d.data.reading.clips import check_shared_memory
+from i3d.data.reading.clips import clip_bytes
 from i3d.data.shards import MANIFEST_FILE, ShardDataset, open_dataset
-from i3d.data.shards.pictures import Stream
 from i3d.errors import CheckpointError, DatasetError, I3DError, UsageError
 from i3d.models.checkpoints import build, fingerprint, read_weights, resolve
 from i3d.models.i3d import ENDPOINTS, I3D
+from i3d.parallel.ahead import check_shared_memory
 from i3d.parallel.process import share_cores, terminated_cleanly
 from i3d.parallel.world import World, world_from_environment
-from i3d.presets import MIN_FRAMES, Preset, find_preset
-from i3d.tasks.evaluate.predictions import STREAMS, UsedCheckpoint
+from i3d.presets import MIN_FRAMES, STREAMS, Preset, Stream, find_preset
+from i3d.tasks.evaluate.predictions import UsedCheckpoint
 from i3d.tasks.features.files import (
     MERGED,
     FeatureFolder,
@@ -271,7 +271,7 @@ def extract(
     networks, used = _networks(checkpoints, device, progress=progress_here)
     settings = _settings(plan, networks, used, options, container)
     source = plan.source(find_preset(settings.preset))
-    mine = range(world.rank, len(source.keys), world.size)
+    mine = world.turns(len(source.keys))
     location = os.fspath(output)
     if form != container and files.exists(output):
         return _from_merged(location, settings, len(source.keys), world, start)
@@ -282,7 +282,7 @@ def extract(
     todo = [i for i in mine if i not in before]
     job = _Job(networks, settings, options, source, folder, device)
     if todo:
-        title = f"features (process {world.rank} of {world.size})" if world.size > 1 else "features"
+        title = world.title("features")
         workers, threads = _workers(options, device, world, plan, networks, len(todo))
         with (
             terminated_cleanly(),
@@ -514,8 +514,8 @@ def _workers(
         workers = share if device != "cpu" or computes_flow else min(share, 2)
     workers = min(workers, videos)
     preset = find_preset(plan.preset or next(iter(networks.values())).preset)
-    views = Views(frames=CHUNK_FRAMES)
-    check_shared_memory(workers, views, preset, processes=world.local_size)
+    size = clip_bytes(Views(frames=CHUNK_FRAMES), preset)
+    check_shared_memory(size, workers=workers, processes=world.local_size)
     return workers, max(1, share // max(1, workers))
 
 

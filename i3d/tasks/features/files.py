@@ -30,9 +30,9 @@ import numpy as np
 
 from i3d import files
 from i3d.data.shards import FAILURES_FILE, Failure
-from i3d.data.shards.pictures import Stream
 from i3d.errors import DatasetError, UsageError
 from i3d.parallel.pool import temporary_file
+from i3d.presets import Stream
 from i3d.records import plain, sealed, split_seal
 from i3d.tasks.evaluate.predictions import UsedCheckpoint
 

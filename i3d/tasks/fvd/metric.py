@@ -10,7 +10,6 @@ end. A video that cannot be read, or is too short, is skipped with its reason.
 
 import io
 import json
-import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,14 +25,14 @@ import i3d
 from i3d import files
 from i3d.clips import Views
 from i3d.console import progress_bar, show
-from i3d.data.reading.clips import check_shared_memory, load_videos
+from i3d.data.reading.clips import load_videos
 from i3d.data.shards import Failure
 from i3d.errors import UsageError
 from i3d.metrics.frechet import Moments
 from i3d.models.i3d import I3D
+from i3d.parallel.ahead import check_shared_memory
 from i3d.parallel.process import share_cores, terminated_cleanly
 from i3d.parallel.world import World, connected, world_from_environment
-from i3d.presets import KINETICS_I3D
 from i3d.tasks.fvd.network import DEFAULT_CHECKPOINT, Network
 from i3d.tasks.fvd.protocols import DEFAULT_PROTOCOL, Protocol, changed
 from i3d.tasks.fvd.result import Result, Videos, account, computed
@@ -522,13 +521,10 @@ class _Job:
         if self.network is None:
             return
         workers = _workers(options.workers, device, self.world)
-        # The check counts 5 bytes a pixel and a crop of 224.
-        pixels = self.protocol.frames * (self.protocol.size / KINETICS_I3D.crop) ** 2
-        views = Views(frames=max(9, math.ceil(pixels * BYTES_A_PIXEL / 5)))
-        check_shared_memory(workers, views, KINETICS_I3D, processes=self.world.local_size)
+        size = self.protocol.frames * self.protocol.size**2 * BYTES_A_PIXEL
+        check_shared_memory(size, workers=workers, processes=self.world.local_size)
         total = sum(len(self.mine(name)) for name in self.sources)
-        size = self.world.size
-        title = "fvd" if size == 1 else f"fvd (process 0 of {size})"
+        title = self.world.title("fvd")
         with progress_bar(title if progress else None, total=total, unit="videos") as bar:
             done = 0
             for name in self.sources:

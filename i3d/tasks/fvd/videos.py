@@ -26,9 +26,9 @@ from i3d.clips import Views
 from i3d.data.kinetics import VIDEO_SUFFIXES, read_dataset
 from i3d.data.reading.clips import Pixels
 from i3d.data.shards import MANIFEST_FILE, ShardDataset, open_dataset
-from i3d.data.shards.pictures import Stream
 from i3d.errors import DatasetError, StorageError, UsageError, VideoError
 from i3d.metrics.frechet import MAX_DIMENSIONS
+from i3d.presets import Stream
 from i3d.tasks.fvd.protocols import Protocol
 from i3d.video import MAX_PIXELS, MAX_SIDE, VideoReader
 

@@ -44,7 +44,6 @@ from i3d.data.shards import (
 )
 from i3d.data.shards.pictures import (
     RGB_QUALITY,
-    Stream,
     encode_flow,
     encode_rgb,
     encoding_parameters,
@@ -63,7 +62,7 @@ from i3d.parallel.pool import (
 )
 from i3d.parallel.process import checked_workers, terminated_cleanly
 from i3d.parallel.world import World, world_from_environment
-from i3d.presets import KINETICS_I3D, Preset, preset_with_short_side
+from i3d.presets import KINETICS_I3D, Preset, Stream, preset_with_short_side
 
 # One thread in each library inside a worker, so that N workers load N cores.
 WORKER_ENVIRONMENT = {
@@ -515,13 +514,13 @@ def precompute(
     dataset = videos.read(progress=progress)
     manifest = plan(dataset, videos.location, settings, device=device)
     write_manifest(output, manifest)
-    mine = manifest.shards_of(rank=world.rank, world_size=world.size)
+    mine = world.turns(len(manifest.shards))
     there = set(complete_shards(output, manifest, shards=mine))
     todo = [shard for shard in mine if shard not in there]
     job = _Job(manifest, {v.key: v for v in dataset.videos}, output, settings, device)
     if todo:
         total = sum(len(manifest.shards[shard]) for shard in todo)
-        title = f"precompute (rank {world.rank})" if world.size > 1 else "precompute"
+        title = world.title("precompute")
         workers = min(workers, total)
         with progress_bar(title if progress else None, total=total, unit="videos") as bar:
             job.run(todo, workers, bar)

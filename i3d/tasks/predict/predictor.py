@@ -23,10 +23,10 @@ from i3d.console import progress_bar
 from i3d.errors import CheckpointError, I3DError, StorageError, UsageError, VideoError
 from i3d.flow import optical_flow
 from i3d.metrics import probabilities
-from i3d.models.exported.runtimes import ExportedNetwork, open_network
+from i3d.models.exported.runtimes import ExportedNetwork
 from i3d.models.i3d import I3D
 from i3d.presets import MIN_FRAMES, Preset, find_preset
-from i3d.tasks.network import choose_device, forward
+from i3d.tasks.network import choose_device, forward, open_network
 from i3d.video import DamagedVideoWarning, Source, VideoReader
 
 DEFAULT_CHECKPOINTS = ("rgb_imagenet_kinetics400",)

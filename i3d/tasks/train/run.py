@@ -21,12 +21,14 @@ import torch
 from i3d import files
 from i3d.clips import Views
 from i3d.console import progress_bar, show
-from i3d.data.reading.clips import check_shared_memory
+from i3d.data.reading.clips import clip_bytes
 from i3d.data.reading.random_clips import Order, TrainingSet, open_labelled, open_training_set
 from i3d.errors import DatasetError, UsageError
-from i3d.models.i3d import I3D, Stream
+from i3d.models.i3d import I3D
+from i3d.parallel.ahead import check_shared_memory
 from i3d.parallel.process import share_cores
 from i3d.parallel.world import World, connected, world_from_environment
+from i3d.presets import Stream
 from i3d.tasks.network import choose_device
 from i3d.tasks.train.loop import Plan, Run
 from i3d.tasks.train.recipe import ORIGINAL_CLIPS_PER_STEP, Options
@@ -206,7 +208,7 @@ def train(
         say(line)
     with connected(world) as group, stop_requests() as stop:
         run = Run(plan, start, state, group, say)
-        title = "train" if world.size == 1 else f"train (process 0 of {world.size})"
+        title = world.title("train")
         with progress_bar(
             title if progress and first else None,
             total=plan.schedule.total_steps * plan.order.clips_per_step,
@@ -250,9 +252,9 @@ def _plan(
         len(data), recipe.batch_size, options.accumulate, world.rank, world.size, options.seed
     )
     schedule = options.schedule(stream, steps_per_epoch=order.steps_per_epoch)
-    # What the loader hands over at a time is a batch of clips.
-    views = Views(frames=recipe.batch_size * options.frames)
-    check_shared_memory(workers, views, data.preset)
+    # What a worker hands over at a time is a batch of clips.
+    size = recipe.batch_size * clip_bytes(Views(options.frames), data.preset)
+    check_shared_memory(size, workers=workers, processes=world.local_size)
     numbers = {name: value for name, value in asdict(options).items() if name not in FREE | LENGTH}
     settings = {
         "shards": data.dataset.manifest.seal,

@@ -1,0 +1,106 @@
+"""Reading ahead: worker processes bring a dataset's items while the network works on earlier ones.
+
+PyTorch's DataLoader does the work. What it lacks is here: workers that end with their parent,
+errors that say what to do, and a look at the shared memory before it is too small.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from i3d.errors import I3DError, UsageError
+from i3d.parallel.process import end_with_parent
+
+PREFETCH = 2  # items that each worker has ready or at work
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
+    """What a dataset of PyTorch's gives, read by worker processes.
+
+    Args:
+        dataset: picklable; its items have ``fatal``, what ends the job, or None.
+        workers: processes that read ahead, `PREFETCH` items each; 0 reads in this one.
+        pin: put tensors into page-locked memory, for CUDA.
+
+    Raises:
+        I3DError: an item's ``fatal``, or a worker died.
+    """
+    from torch.utils.data import DataLoader
+
+    options: dict[str, Any] = {}
+    if workers:
+        # Not fork: HDFS clients, CUDA and OpenMP do not survive it. The server imports torch once
+        # for all workers.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch.utils.data", type(dataset).__module__])
+        options = {
+            "multiprocessing_context": context,
+            "prefetch_factor": PREFETCH,
+            "worker_init_fn": _start_worker,
+        }
+    loader: Any = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=pin,
+        **options,
+    )
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:  # all that PyTorch says of a worker that is gone
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise I3DError(
+                f"a worker process that reads videos died ({str(error).splitlines()[0]}); if it "
+                "was for lack of memory, use fewer --workers"
+            ) from error
+        if item.fatal is not None:
+            raise item.fatal
+        yield item
+
+
+def check_shared_memory(item_bytes: int, *, workers: int, processes: int = 1) -> None:
+    """Refuse to begin where workers would die of a full /dev/shm, as in a default container.
+
+    Args:
+        item_bytes: of what a worker hands over at a time, at most.
+        workers: of each process.
+        processes: that share the memory.
+
+    Raises:
+        UsageError: says how much there is and is needed, and what to do.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return
+    each = item_bytes * processes * PREFETCH  # by the number of workers
+    needed, free = each * workers, shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise UsageError(
+            f"{workers * processes} workers need {needed >> 20} MiB of shared memory and "
+            f"{SHARED_MEMORY} has {free >> 20} MiB free; give the container more (--shm-size, or "
+            f"an emptyDir at {SHARED_MEMORY}) or pass --workers {free // each}"
+        )
+
+
+def _start_worker(_: int) -> None:
+    """One thread a worker: they share the cores with each other and with the model."""
+    import cv2
+
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends them
+    cv2.setNumThreads(1)
+    os.environ["NUMBA_NUM_THREADS"] = "1"
+
+
+def _unchanged(item: Any) -> Any:
+    return item
