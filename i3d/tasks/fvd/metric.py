@@ -33,6 +33,7 @@ from i3d.models.i3d import I3D
 from i3d.parallel.ahead import check_shared_memory
 from i3d.parallel.process import share_cores, terminated_cleanly
 from i3d.parallel.world import World, connected, world_from_environment
+from i3d.report.plot import check_plot
 from i3d.tasks.fvd.network import DEFAULT_CHECKPOINT, Network
 from i3d.tasks.fvd.protocols import DEFAULT_PROTOCOL, Protocol, changed
 from i3d.tasks.fvd.result import Result, Videos, account, computed
@@ -656,9 +657,7 @@ def run(
         show(saved, as_json=as_json)
         return 1 if strict and saved.videos.skipped else 0
     if plot is not None:
-        from i3d.tasks.fvd.plot import check_plot
-
-        check_plot(plot)
+        check_plot(plot, suffix="png")
     result = fvd(
         real, fake, kvd=kvd, curve=plot is not None, save_statistics=save_statistics, **how
     )
