@@ -29,7 +29,8 @@ from i3d.tasks.evaluate import page as evaluation_page
 from i3d.tasks.evaluate.logits import Options, evaluate
 from i3d.tasks.evaluate.result import Evaluation
 from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
-from i3d.tasks.predict.predictor import Prediction, Predictor
+from i3d.tasks.predict.predictor import Predictor
+from i3d.tasks.predict.result import Prediction
 
 SHORT_SIDE = 128  # pixels; the networks' preset crops 112 of them
 EVALUATED_FRAMES = 64  # 2.6 seconds, about the length of a video

@@ -182,7 +182,7 @@ class VideoClips:
         return np.stack(frames)
 
     def read(self, i: int, *, streams: Sequence[Stream], views: Views) -> ViewPixels:
-        """See `ClipSource`; flow is computed between whole frames, as TV-L1 looks beyond the crop."""
+        """See `ClipSource`; flow is computed between whole frames: TV-L1 looks beyond the crop."""
         from i3d.flow import stream_flow
 
         # One frame more than the views need, for the last flow.

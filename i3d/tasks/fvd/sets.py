@@ -29,6 +29,7 @@ from i3d.models.i3d import I3D
 from i3d.parallel.ahead import check_shared_memory, read_items
 from i3d.parallel.process import choose_workers, terminated_cleanly
 from i3d.parallel.world import World, connected, world_from_environment
+from i3d.report.plot import check_plot
 from i3d.tasks.fvd.clips import (
     ClipSet,
     feature_batches,
@@ -433,9 +434,7 @@ def run(
         show(saved, as_json=outputs.as_json)
         return outputs.exit_code(range(saved.tally.skipped))
     if plot is not None:
-        from i3d.tasks.fvd.plot import check_plot
-
-        check_plot(plot)
+        check_plot(plot, suffix="png")
     result = fvd(
         real, fake, kvd=kvd, curve=plot is not None, save_statistics=save_statistics, **how
     )
