@@ -40,9 +40,8 @@ from i3d.tasks.features.files import (
     FeatureFolder,
     FeatureSettings,
     VideoAbout,
-    output_format,
 )
-from i3d.tasks.features.merged import merge, read_merged
+from i3d.tasks.features.merged import merge, output_format, read_merged
 from i3d.tasks.features.options import Networks, Options
 from i3d.tasks.features.windows import VideoWindows
 from i3d.tasks.network import Network, choose_device, load_networks

@@ -1,4 +1,4 @@
-"""One video in the middle of its work: frames come in, windows go through the networks, rows go out.
+"""One video in the middle of its work: frames come in, windows go through networks, rows go out.
 
 frame    0   1   2   3   4   5   6   7   8 ...
 window   |------- 0 -------|
