@@ -17,9 +17,11 @@ from support.videos import noise_images, write_video
 from i3d import files
 from i3d.cli import main
 from i3d.data.shards import open_dataset
+from i3d.data.videos import VideoSet
 from i3d.models.checkpoints import save
 from i3d.tasks.evaluate.predictions import read_predictions
-from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
+from i3d.tasks.precompute.options import Settings, Work
+from i3d.tasks.precompute.writing import precompute
 
 CLASSES = ("archery", "bowling", "clapping")
 VIDEOS = 20
@@ -27,7 +29,7 @@ TIMES = {"seconds", "videos_per_second"}  # all that may differ between two repo
 
 # The command line, keeping every video's logits at once instead of every minute's.
 EAGER = (
-    "import sys; import i3d.tasks.evaluate as task; from i3d.cli import main\n"
+    "import sys; from i3d.tasks.evaluate import logits as task; from i3d.cli import main\n"
     "task.PART_SECONDS = 0\n"
     "if __name__ == '__main__': main(['evaluate', *sys.argv[1:]])"
 )
@@ -43,7 +45,9 @@ def shards(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("local") / "shards"
     settings = Settings(short_side=64, clips_per_shard=5)
     with pytest.warns(UserWarning, match="sorted list of these folders"):
-        precompute(VideoSet(root, classes="folders"), folder, settings=settings, workers=2)
+        precompute(
+            VideoSet(root, classes="folders"), folder, settings=settings, work=Work(workers=2)
+        )
     return folder
 
 
