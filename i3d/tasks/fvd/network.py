@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from i3d import files
 from i3d.errors import CheckpointError, I3DError, UsageError
+from i3d.models import format as own_format
 from i3d.models.checkpoints import build, fingerprint, read_weights, resolve
-from i3d.models.foreign import readers as convert
-from i3d.models.i3d import I3D, check_trainable
+from i3d.models.i3d import I3D
 from i3d.tasks.fvd.protocols import Protocol
 from i3d.tasks.fvd.statistics import Weights
 from i3d.tasks.network import Precision, check_precision, find_batch_size, forward
@@ -54,14 +54,12 @@ class Network:
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size {batch_size}: it must be at least 1, or auto")
         if isinstance(checkpoint, I3D):
-            check_trainable(checkpoint)
             name, own = f"the {checkpoint.stream} network", checkpoint.bn_eps
-            tensors = {k: t.detach().cpu() for k, t in checkpoint.state_dict().items()}
-            weights = convert.Weights(checkpoint.config, tensors)
+            weights = checkpoint.weights()
         else:
             name = os.fspath(checkpoint)
             weights, own = _read(resolve(checkpoint, progress=progress), protocol.bn_eps)
-        if weights.config["stream"] != "rgb":
+        if weights.config.stream != "rgb":
             raise CheckpointError(f"{name} is a network for flow; FVD needs an RGB one")
         if own != protocol.bn_eps and progress:
             click.echo(
@@ -69,8 +67,8 @@ class Network:
                 f"{protocol.bn_eps:g}, which is used; --bn-eps {own:g} keeps its own",
                 err=True,
             )
-        weights = convert.Weights({**weights.config, "bn_eps": protocol.bn_eps}, weights.tensors)
-        self.weights = Weights(name, str(weights.config.get("source", "")), fingerprint(weights))
+        weights = weights.with_config(bn_eps=protocol.bn_eps)
+        self.weights = Weights(name, weights.config.source, fingerprint(weights))
         self._model = build(weights).fold().to(device)
         self._device = device
         logits = protocol.endpoint == "logits"
@@ -120,10 +118,10 @@ class _Pooled(nn.Module):
         return self.model.features(clip).mean(2)  # (B, C, T') -> (B, C)
 
 
-def _read(location: files.Location, bn_eps: float) -> tuple[convert.Weights, float]:
+def _read(location: files.Location, bn_eps: float) -> tuple[own_format.Weights, float]:
     """Weights and their own epsilon, which a bare state dict takes from the protocol."""
     try:
         weights = read_weights(location, bn_eps=bn_eps)
     except UsageError:  # a format whose epsilon is known
         weights = read_weights(location)
-    return weights, float(weights.config["bn_eps"])
+    return weights, weights.config.bn_eps

@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from i3d.errors import UsageError
-from i3d.models.i3d import BATCH_NORM_EPS
+from i3d.models.format import BATCH_NORM_EPS
 from i3d.presets import MIN_FRAMES
 
 Endpoint = Literal["logits", "features"]
