@@ -4,7 +4,6 @@ Exit codes: 0 when all that was asked was done, 2 for a mistake in the call, 1 f
 Libraries are imported inside the commands, so that help appears at once.
 """
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,10 +78,6 @@ def _message(error: Exception) -> str:
     if isinstance(error, I3DError) or not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 @click.group(context_settings=CONTEXT)
@@ -206,13 +201,10 @@ def checkpoints() -> None:
 @json_option
 def checkpoints_list(as_json: bool) -> None:
     """Show every named checkpoint, its published accuracy, and where it is on disk."""
-    from i3d.tasks.checkpoints import format_checkpoints, list_checkpoints
+    from i3d.console import show
+    from i3d.tasks.checkpoints import list_checkpoints
 
-    rows = list_checkpoints()
-    if as_json:
-        _print_json({"checkpoints": rows})
-    else:
-        click.echo(format_checkpoints(rows))
+    show(list_checkpoints(), as_json=as_json)
 
 
 @checkpoints.command("download")

@@ -304,7 +304,11 @@ class I3D(
         Raises:
             CheckpointError: it is in its inference form.
         """
-        check_trainable(self)
+        if self.folded:
+            raise CheckpointError(
+                "this network is in its inference form (BatchNorm folded) and cannot be saved; "
+                "load it with trainable=True"
+            )
         tensors = {k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}
         return Weights(self.config, tensors)
 
@@ -455,12 +459,3 @@ def _initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def check_trainable(model: I3D) -> None:
-    """Raise a :class:`CheckpointError` unless ``model`` still has its BatchNorm statistics."""
-    if model.folded:
-        raise CheckpointError(
-            "this network is in its inference form (BatchNorm folded) and cannot be saved; "
-            "load it with trainable=True"
-        )
