@@ -32,7 +32,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import i3d
-from i3d.models.i3d import I3D, TABLE, MaxPool, Unit3D, same_padding
+from i3d.models.folded import FoldedUnit, NeighbourMax
+from i3d.models.i3d import I3D, TABLE, MaxPool, Unit3D
+from i3d.models.memory import reuse_freed_memory
+from i3d.models.padding import same_pads
 from i3d.tasks.export import export
 from i3d.tasks.network import forward
 
@@ -60,7 +63,8 @@ def convolutions_of(network, clip):
     def before(module, inputs):
         found.append((row, module, inputs[0].detach()))
 
-    hooks = [m.register_forward_pre_hook(before) for m in network.modules() if type(m) is Unit3D]
+    units = [m for m in network.modules() if isinstance(m, Unit3D | FoldedUnit)]
+    hooks = [unit.register_forward_pre_hook(before) for unit in units]
     x = clip
     with torch.inference_mode():
         for row, _ in TABLE:
@@ -96,11 +100,11 @@ class AsPorts(nn.Module):
         return self.network.Logits.Conv3d_0c_1x1(x).mean((2, 3, 4))
 
     def layer(self, module, x):
-        if type(module) is Unit3D:
+        if isinstance(module, FoldedUnit):
             x = self.padded(x, module.conv.kernel_size, module.conv.stride)
             conv = module.conv
             return F.relu(F.conv3d(x, conv.weight, conv.bias, conv.stride))
-        if type(module) is MaxPool:
+        if isinstance(module, MaxPool | NeighbourMax):
             x = self.padded(x, module.kernel, module.stride)
             return F.max_pool3d(x, module.kernel, module.stride)
         if type(module) is nn.Sequential:
@@ -111,8 +115,7 @@ class AsPorts(nn.Module):
 
     @staticmethod
     def padded(x, kernel, stride):
-        sizes = zip(x.shape[2:], kernel, stride, strict=True)
-        pads = [same_padding(n, k, s) for n, k, s in sizes]
+        pads = same_pads(x.shape[2:], kernel, stride)
         return F.pad(x, [p for pair in reversed(pads) for p in pair])
 
 
@@ -156,6 +159,7 @@ def peers(network, clip, threads):
 
 def on_cpu(args):
     torch.set_num_threads(args.threads)
+    reuse_freed_memory()
     clip = torch.rand(1, *SHAPE) * 2 - 1
     network = trained_like().fold()
     work = convolutions_of(network, clip)

@@ -10,7 +10,6 @@ cosine; the largest change of a logit stands beside them.
 
 import argparse
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -23,8 +22,9 @@ import torch.nn.functional as F
 from i3d import rgb_clip
 from i3d.clips import center_crop
 from i3d.flow import optical_flow
-from i3d.models import i3d as network
+from i3d.models import padding
 from i3d.models.checkpoints import build, read_weights
+from i3d.models.i3d import MaxPool
 from i3d.video import VideoReader
 
 FRAMES = 32
@@ -41,7 +41,7 @@ def read(path, fps=25.0, frames=FRAMES):
 def load(checkpoint, bn_eps=None):
     weights = read_weights(checkpoint)
     if bn_eps is not None:
-        weights = replace(weights, config=weights.config | {"bn_eps": bn_eps})
+        weights = weights.with_config(bn_eps=bn_eps)
     return build(weights).fold()
 
 
@@ -53,8 +53,8 @@ def symmetric_padding():
         return F.max_pool3d(x, self.kernel, self.stride, [(k - 1) // 2 for k in self.kernel])
 
     with (
-        mock.patch.object(network, "same_padding", lambda n, k, s: ((k - 1) // 2,) * 2),
-        mock.patch.object(network.MaxPool, "forward", pool),
+        mock.patch.object(padding, "same_padding", lambda n, k, s: ((k - 1) // 2,) * 2),
+        mock.patch.object(MaxPool, "forward", pool),
     ):
         yield
 

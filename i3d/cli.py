@@ -5,7 +5,6 @@ A job's options stand beside the job, in its ``options.py``; here is what the co
 them. Libraries are imported inside the commands, so that help appears at once.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -115,13 +114,10 @@ def checkpoints() -> None:
 @command(checkpoints, PrintOptions, name="list")
 def checkpoints_list(options: PrintOptions) -> None:
     """Show every named checkpoint, its published accuracy, and where it is on disk."""
-    from i3d.tasks.checkpoints import format_checkpoints, list_checkpoints
+    from i3d.console import show
+    from i3d.tasks.checkpoints import list_checkpoints
 
-    rows = list_checkpoints()
-    if options.as_json:
-        click.echo(json.dumps({"checkpoints": rows}, indent=2, ensure_ascii=False))
-    else:
-        click.echo(format_checkpoints(rows))
+    show(list_checkpoints(), as_json=options.as_json)
 
 
 @command(checkpoints, DownloadOptions, name="download")

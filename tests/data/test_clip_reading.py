@@ -106,7 +106,7 @@ def test_flow_of_videos_is_that_of_shards(videos, shards):
     for loaded in (from_videos, from_shards):
         assert "one frame has no flow" in loaded["b/single"].error
         assert "empty" in loaded["b/zerobytes"].error
-        assert not loaded["b/single"].pixels
+        assert not loaded["b/single"].tensors
 
 
 def test_a_video_of_one_frame_has_rgb(videos, shards):

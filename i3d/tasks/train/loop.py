@@ -20,10 +20,11 @@ from i3d.clips import Views
 from i3d.console import Bar
 from i3d.data.reading.random_clips import Order, TrainingSet, keep_masks, load_batches, to_clips
 from i3d.errors import I3DError
-from i3d.models.checkpoints import build, write_safetensors
-from i3d.models.foreign.readers import Weights
+from i3d.models.checkpoints import build
+from i3d.models.format import Weights, write_safetensors
 from i3d.models.memory import reuse_freed_memory
 from i3d.parallel.world import PATIENCE, Group, World
+from i3d.records import plain
 from i3d.tasks.evaluate import logits as evaluation
 from i3d.tasks.network import AUTOCAST
 from i3d.tasks.train.batch_norm import (
@@ -458,7 +459,7 @@ class Run:
         return {
             "settings": dict(self.plan.settings),
             "division": dict(self.plan.division),
-            "config": json.loads(json.dumps(self.network.config)),
+            "config": plain(self.network.config),
             "new_head": self._new_head,
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.tensors,

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 
 from i3d.errors import UsageError
-from i3d.models.i3d import I3D, MAX_WIDTH, TABLE
+from i3d.models.format import MAX_WIDTH
+from i3d.models.i3d import I3D, TABLE
 from i3d.presets import MIN_FRAMES, Stream
 from i3d.tasks.network import Precision, check_precision
 

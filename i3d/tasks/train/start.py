@@ -16,7 +16,7 @@ from i3d.data.reading.random_clips import TrainingSet
 from i3d.errors import CheckpointError, UsageError
 from i3d.models.checkpoints import build, read_weights, resolve
 from i3d.models.foreign.inflate import inflate
-from i3d.models.foreign.readers import Weights
+from i3d.models.format import Weights
 from i3d.models.i3d import I3D, TABLE
 
 SCRATCH = "scratch"
@@ -105,15 +105,14 @@ def initial_network(
     if init.startswith(INFLATE):
         name = init.removeprefix(INFLATE)
         weights = inflate(name, stream=data.stream)
-        weights.config["preset"] = data.preset.name
         keep, why = _fitting_head(build(weights), data, name)
     else:
         name = init
         weights = read_weights(resolve(init, progress=progress))
         keep, why = _known_head(build(weights), data, name)
-    config = {k: weights.config[k] for k in ("width", "bn_eps")}
-    origin = weights.config.get("source") or name
-    network = I3D(**fresh, **config, source=f"i3d train on {on} from {origin}")
+    width, bn_eps, origin = weights.config.width, weights.config.bn_eps, weights.config.source
+    source = f"i3d train on {on} from {origin or name}"
+    network = I3D(**fresh, width=width, bn_eps=bn_eps, source=source)
     kept = {k: t for k, t in weights.tensors.items() if keep or not k.startswith("Logits.")}
     network.load_state_dict(kept, strict=keep)
     return Start(network, not keep, (why,))

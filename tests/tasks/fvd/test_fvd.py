@@ -187,8 +187,7 @@ def parsed(line):
 
 def independent_fvd(settings, real, fake):
     """From the settings of a line alone: PyTorch in float64, NumPy's covariance and eigenvalues."""
-    weights = read_weights(settings["weights"])
-    weights.config["bn_eps"] = float(settings["bn_eps"])
+    weights = read_weights(settings["weights"]).with_config(bn_eps=float(settings["bn_eps"]))
     assert fingerprint(weights) == settings["sha256"]
     model = i3d.load(settings["weights"], trainable=True).double().eval()
     for module in model.modules():
