@@ -591,7 +591,7 @@ def train(shards: str, **options: Any) -> int:
 
     Run it under torchrun, mpiexec or srun for several processes and nodes.
     """
-    from i3d.tasks.train.run import run
+    from i3d.tasks.train.run import run_with as run
 
     return run(shards, **options)
 
