@@ -14,7 +14,7 @@ PrecisionName = Literal["fp32", "bf16", "fp16"]
 
 RECIPE = "Recipe"
 NETWORK = "Network"
-ARITHMETIC = "PrecisionName"
+ARITHMETIC = "Arithmetic"
 SAVING = "Saving and validation"
 
 
