@@ -95,6 +95,19 @@ def scale_pixels(pixels: "torch.Tensor", stream: Stream) -> "torch.Tensor":
     return _divide(clips.sub_(FLOW_ZERO), FLOW_STEPS)
 
 
+def scale_frames(frames: "torch.Tensor") -> "torch.Tensor":
+    """Scale frames that were resized to fractions, for the RGB network.
+
+    Args:
+        frames: float32 (B, T, H, W, 3) in 0..255.
+
+    Returns:
+        float32 (B, 3, T, H, W) in [-1, 1]: ``2 x / 255 - 1``, rounded in the order of
+        google-research's frechet_video_distance, not once as by :func:`rgb_clip`.
+    """
+    return frames.permute(0, 4, 1, 2, 3).contiguous().mul_(2).div_(255).sub_(1)
+
+
 def quantize_flow(flow: Array, *, bound_pixels: float = KINETICS_I3D.flow_bound_pixels) -> Array:
     """Quantise flow for storage: ``round(clip(flow, -20, 20) * 127 / 20) + 128``.
 

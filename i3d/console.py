@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from i3d import files
+
 LOG_SECONDS = 10.0
 
 
@@ -25,9 +27,32 @@ def json_text(outcome: Outcome) -> str:
     return json.dumps(outcome.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def show(outcome: Outcome, *, as_json: bool) -> None:
-    """Print a result on standard output, as text or as JSON and nothing else."""
+def show(outcome: Outcome, *, as_json: bool, output: files.Location | None = None) -> None:
+    """Print a result on standard output, and write it to a file.
+
+    On the screen first: a file that cannot be written costs no figures.
+
+    Args:
+        outcome: what a task found.
+        as_json: print JSON and nothing else.
+        output: file for the JSON; path or URL.
+    """
     sys.stdout.write(json_text(outcome) if as_json else f"{outcome}\n")
+    if output is not None:
+        files.write(output, json_text(outcome).encode())
+
+
+def say(line: str) -> None:
+    """Tell the user something, on standard error."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def say_written(*locations: files.Location | None) -> None:
+    """Name the files that were asked for and are there now."""
+    for location in locations:
+        if location is not None:
+            say(f"wrote {location}")
 
 
 class Bar(Protocol):

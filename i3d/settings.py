@@ -15,6 +15,7 @@ from typing import Any
 
 METADATA = "i3d option"
 COMMON = ""  # the heading of what most need
+AUTO = "N|auto"  # the placeholder of a number that may be left to us
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,10 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from i3d.demo.options import PER_CLASS, SEED
+
 if TYPE_CHECKING:  # the processes that render import this package, and need none of it
     from i3d.demo.page import Demo
-
-SEED = 2017  # the networks were trained on videos of other seeds
-PER_CLASS = 4
 
 
 def run(

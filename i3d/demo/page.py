@@ -26,7 +26,7 @@ from i3d.metrics import probabilities
 from i3d.presets import find_preset
 from i3d.report.page import environment, percent, policy_hash, source
 from i3d.tasks.evaluate.result import LABELS, Evaluation
-from i3d.tasks.predict.predictor import Prediction
+from i3d.tasks.predict.result import Prediction
 
 FLOW_PICTURES = 3  # of a video
 FLOW_QUANTILE = 0.995  # of the lengths: what is longer is darker, so that one bad pixel dims none

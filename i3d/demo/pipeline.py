@@ -4,7 +4,6 @@ Every stage but the first is a task of :mod:`i3d.tasks`, called as its command c
 is printed above its result, so that it can be typed again, and changed.
 """
 
-import json
 import os
 import shlex
 import time
@@ -15,21 +14,26 @@ from pathlib import Path
 import click
 
 from i3d import files
-from i3d.clips import Views
+from i3d.console import json_text
+from i3d.data.videos import VideoSet
 from i3d.demo.actions import ACTIONS
 from i3d.demo.folder import Folder, open_folder
+from i3d.demo.options import Options
 from i3d.demo.page import Demo, Step, write_page
 from i3d.demo.render import render_dataset
 from i3d.demo.sequence import SEQUENCE, Segment, render_sequence
-from i3d.errors import I3DError, UsageError
-from i3d.parallel.process import checked_workers
+from i3d.errors import I3DError
+from i3d.parallel.process import count_cores
 from i3d.parallel.world import World
 from i3d.presets import STREAMS
+from i3d.tasks.evaluate import options as evaluate_options
 from i3d.tasks.evaluate import page as evaluation_page
-from i3d.tasks.evaluate.logits import Options, evaluate
+from i3d.tasks.evaluate.logits import evaluate
 from i3d.tasks.evaluate.result import Evaluation
-from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
-from i3d.tasks.predict.predictor import Prediction, Predictor
+from i3d.tasks.precompute.options import Settings, Work
+from i3d.tasks.precompute.writing import precompute
+from i3d.tasks.predict.predictor import Predictor
+from i3d.tasks.predict.result import Prediction
 
 SHORT_SIDE = 128  # pixels; the networks' preset crops 112 of them
 EVALUATED_FRAMES = 64  # 2.6 seconds, about the length of a video
@@ -47,10 +51,8 @@ def run(
     checkpoints: str | os.PathLike[str] | None,
 ) -> Demo:
     """See :func:`i3d.demo.run`."""
-    alone = World()
-    if seed < 0 or per_class < 1:
-        raise UsageError(f"seed {seed} must be at least 0 and per-class {per_class} at least 1")
-    workers = checked_workers(workers, alone)
+    Options(seed=seed, per_class=per_class, workers=workers)  # checks them
+    workers = workers or count_cores(World())
     networks = NETWORKS if checkpoints is None else Path(checkpoints)
     folder = open_folder(Path(output), seed=seed, per_class=per_class, checkpoints=networks)
     journal = _Journal()
@@ -89,7 +91,7 @@ def render_videos(
         seed=seed,
         actions=actions,
         progress=True,
-        workers=checked_workers(workers, World()),
+        workers=workers or count_cores(World()),
     )
     click.echo(_rendered(output, rendered, of=len(actions) * per_class))
 
@@ -138,7 +140,7 @@ def _precompute(folder: Folder, journal: _Journal, *, workers: int) -> None:
             VideoSet(folder.videos, classes=os.fspath(folder.classes)),
             folder.shards,
             settings=Settings(short_side=SHORT_SIDE),
-            workers=workers,
+            work=Work(workers=workers),
             world=World(),
             progress=True,
         )
@@ -158,15 +160,14 @@ def _evaluate(folder: Folder, journal: _Journal) -> Evaluation:
         evaluated = evaluate(
             folder.shards,
             networks,
-            options=Options(Views(EVALUATED_FRAMES)),
+            options=evaluate_options.Options(frames=EVALUATED_FRAMES),
             thumbnails=evaluation_page.MISTAKES_SHOWN,
             world=World(),
             progress=True,
         )
         assert evaluated is not None  # a world of one
         evaluation = evaluated.evaluation
-        text = json.dumps(evaluation.as_dict(), indent=2, ensure_ascii=False) + "\n"
-        files.write(folder.report, text.encode())
+        files.write(folder.report, json_text(evaluation).encode())
         evaluation_page.write_page(
             evaluation, folder.evaluation_page, thumbnails=evaluated.thumbnails
         )

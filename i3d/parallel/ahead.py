@@ -8,15 +8,89 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from i3d.errors import I3DError, UsageError
+import numpy as np
+
+from i3d.errors import DatasetError, I3DError, UsageError, VideoError
 from i3d.parallel.process import end_with_parent
+
+if TYPE_CHECKING:
+    import torch
 
 PREFETCH = 2  # items that each worker has ready or at work
 SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass
+class Item:
+    """What a worker read: arrays and what is to be said of them, or why there are none.
+
+    Attributes:
+        index: number that was asked for.
+        tensors: name -> array in shared memory, pinned for CUDA.
+        about: the rest; None without.
+        error: reason why it cannot be used, where its data are at fault.
+        fatal: what ends the job, for it is not the data's fault.
+    """
+
+    index: int
+    tensors: "dict[str, torch.Tensor]" = field(default_factory=dict)
+    about: Any = None
+    error: str | None = None
+    fatal: Exception | None = None
+
+    def pin_memory(self) -> "Item":
+        """Called by PyTorch's loader, so that copies to the GPU overlap with its work."""
+        self.tensors = {name: tensor.pin_memory() for name, tensor in self.tensors.items()}
+        return self
+
+
+# number -> arrays by name, and what is to be said of them
+Read = Callable[[int], tuple[Mapping[str, np.ndarray], Any]]
+
+
+class _Items:
+    """What a worker process runs, as PyTorch's loader wants it."""
+
+    def __init__(self, read: Read, indices: Sequence[int]) -> None:
+        self.read, self.indices = read, tuple(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Item:
+        import torch
+
+        i = self.indices[position]
+        try:
+            arrays, about = self.read(i)
+        except (DatasetError, VideoError) as error:
+            return Item(i, error=str(error))
+        except (I3DError, OSError) as error:
+            return Item(i, fatal=error)
+        tensors = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in arrays.items()}
+        return Item(i, tensors, about)
+
+
+def read_items(
+    read: Read, indices: Sequence[int], *, workers: int, pin: bool = False
+) -> Iterator[Item]:
+    """Items in the order of ``indices``, each read once.
+
+    Args:
+        read: picklable; raises a DatasetError or VideoError for data that cannot be used.
+        indices: what it is called with.
+        workers: processes that read ahead, `PREFETCH` items each; 0 reads in this one.
+        pin: put the tensors into page-locked memory, for CUDA.
+
+    Raises:
+        I3DError: what is not the data's fault, or a worker died.
+    """
+    return read_ahead(_Items(read, indices), workers=min(workers, len(indices)), pin=pin)
 
 
 def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from i3d.errors import UsageError
 from i3d.parallel.world import World
 
 
@@ -29,21 +28,8 @@ def terminated_cleanly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def checked_workers(workers: int | None, world: World) -> int:
-    """The number of workers asked for, or the default.
-
-    Raises:
-        UsageError: it is not at least 1.
-    """
-    if workers is None:
-        return default_workers(world)
-    if workers < 1:
-        raise UsageError(f"workers {workers}: there must be at least 1")
-    return workers
-
-
-def default_workers(world: World) -> int:
-    """The cores that this process may run on, shared with the others on its node."""
+def count_cores(world: World) -> int:
+    """Cores that this process may run on, shared with the others on its node."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -58,10 +44,26 @@ def share_cores(device: str, world: World) -> int:
     """
     import torch  # precompute needs this module, and no torch
 
-    share = default_workers(world)
+    share = count_cores(world)
     if device == "cpu" and world.size > 1:
         torch.set_num_threads(share)
     return share
+
+
+def choose_workers(asked: int | None, device: str, world: World, *, decodes: bool) -> int:
+    """Processes that read for a network, of this process.
+
+    Args:
+        asked: as the user said it; None: its share of the cores, at most two where the network
+            needs them itself.
+        device: where the network computes.
+        world: says how many processes share the node.
+        decodes: whether reading is work: decoding video, or computing flow.
+    """
+    share = share_cores(device, world)
+    if asked is not None:
+        return asked
+    return share if device != "cpu" or decodes else min(share, 2)
 
 
 def end_with_parent() -> None:

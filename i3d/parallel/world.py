@@ -5,11 +5,12 @@ is gathered once, at the end.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from i3d.errors import I3DError, UsageError
 
@@ -37,6 +38,17 @@ LAUNCHERS = {
 # machines that vanish without closing their connections.
 PATIENCE = timedelta(hours=3)
 CONNECTING = timedelta(minutes=5)
+# Of a process that only sees the others' files. Launchers end all processes when one fails; this is
+# for those that do not, and long enough for a shard of a slow node.
+PATIENCE_SECONDS = 600.0
+LOOK_SECONDS = 2.0  # between two looks at a shared folder
+
+
+class Bar(Protocol):
+    """A progress display (`i3d.console`)."""
+
+    def update(self, position: float, *, total: float | None = None, note: str = "") -> None:
+        """Move to ``position``."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,36 @@ def world_from_environment(environment: Mapping[str, str] | None = None) -> Worl
         local_rank = int(number) if number.isdecimal() else int(rank) % local_size
         return World(int(rank), int(size), local_size, local_rank)
     return World()
+
+
+def await_others(
+    count_done: Callable[[], int], total: int, *, patience_seconds: float, bar: Bar
+) -> bool:
+    """Wait until the other processes have done their parts, as far as a shared folder shows it.
+
+    For jobs whose processes say nothing to each other: one that died is noticed only by a folder
+    that changes no more.
+
+    Args:
+        count_done: what is done, of all processes.
+        total: what will be there in the end.
+        patience_seconds: how long to wait for the next change.
+        bar: shows how far all of them are.
+
+    Returns:
+        Whether all is done.
+    """
+    done, changed = count_done(), time.monotonic()
+    while done < total:
+        bar.update(done, note="other processes are at work")
+        if time.monotonic() - changed > patience_seconds:
+            return False
+        time.sleep(min(LOOK_SECONDS, patience_seconds / 2))
+        before, done = done, count_done()
+        if done != before:
+            changed = time.monotonic()
+    bar.update(done)
+    return True
 
 
 class Group:

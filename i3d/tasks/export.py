@@ -19,7 +19,7 @@ from i3d.models.exported.graph import onnx_model, torch_program
 from i3d.models.exported.runtimes import OUTPUTS, ExportedNetwork
 from i3d.models.i3d import I3D
 from i3d.presets import MIN_FRAMES, STREAM_CHANNELS, find_preset
-from i3d.tasks.network import forward
+from i3d.tasks.network import compute
 
 SUFFIXES = (".onnx", ".pt2")
 METADATA_FILE = "i3d.json"  # in a .pt2 archive
@@ -224,7 +224,7 @@ def _compare(
     noise = torch.Generator().manual_seed(0)
     clip = torch.rand(batch, STREAM_CHANNELS[network.stream], *sizes, generator=noise) * 2 - 1
     logits, features = run(clip)
-    expected_logits = forward(network, clip)
+    expected_logits = compute(network, clip)
     with torch.inference_mode():
         expected_features = network.features(clip)
     return Check(

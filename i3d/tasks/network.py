@@ -1,55 +1,220 @@
-"""Running a network on clips: where, at what precision, how many at a time."""
+"""A checkpoint's name or file -> a network on a device at a precision, fed batch by batch."""
 
 import os
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from i3d import files
-from i3d.clips import flow_clip, loop_frames, rgb_clip
-from i3d.data.reading.clips import LoadedVideo
 from i3d.errors import I3DError, UsageError
-from i3d.models.checkpoints import load
+from i3d.models.checkpoints import build, fingerprint, load, read_weights, resolve
 from i3d.models.exported.runtimes import ExportedNetwork
-from i3d.models.i3d import I3D
-from i3d.presets import STREAM_CHANNELS
+from i3d.models.foreign.readers import Weights
+from i3d.models.i3d import I3D, check_trainable
+from i3d.models.memory import reuse_freed_memory
+from i3d.parallel.world import World
+from i3d.presets import Stream
+from i3d.tasks.options import ComputeOptions, Precision
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Runtime = Literal["torch", "onnx", "openvino"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-MAX_BATCH = 64
-GAIN = 1.05  # a batch twice as large must be so much faster per clip to be worth its memory
-HEADROOM = 0.9  # of the GPU's memory: the allocator's fragments and the next batch's pixels
+GPU_FRAMES = 512  # in a batch: 8 windows of 64; about 3 GB, estimated from the layers' sizes
 
 
-def forward(
+@dataclass(frozen=True)
+class UsedCheckpoint:
+    """A network that made a result.
+
+    Attributes:
+        name: as the user named it.
+        source: where its weights came from, in words; empty if it does not say.
+        weights_sha256: hash of its arrays, whatever file format they came in.
+    """
+
+    name: str
+    source: str
+    weights_sha256: str
+
+
+def choose_device(device: str, world: World = World()) -> str:
+    """``"cpu"`` or ``"cuda:N"`` for ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Args:
+        device: as the user said it.
+        world: its number on its node makes ``cuda`` this process's own GPU; where there are fewer
+            GPUs than processes they are shared in turn.
+
+    Raises:
+        UsageError: CUDA is asked for and is not there, or another name.
+    """
+    if device not in ("auto", "cpu") and not device.startswith("cuda"):
+        raise UsageError(f"device {device!r}: it must be auto, cpu or cuda")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UsageError(f"device {device!r}: this PyTorch sees no CUDA device; use --device cpu")
+    count = torch.cuda.device_count()
+    number = device.removeprefix("cuda").removeprefix(":")
+    if device in ("auto", "cuda"):
+        return f"cuda:{world.local_rank % count}"
+    if not number.isdecimal() or int(number) >= count:
+        raise UsageError(f"device {device!r}: there are cuda:0 to cuda:{count - 1}")
+    return f"cuda:{number}"
+
+
+def device_name(device: str) -> str:
+    """What a report calls it: the GPU's model, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+# --- one network ----------------------------------------------------------------------------------
+
+
+class Network:
+    """A folded network in memory, where and how it computes, and what to say of it.
+
+    Attributes:
+        model: folded, on the device.
+        used: what it was made from.
+        own_bn_eps: BatchNorm's epsilon that its file gives.
+    """
+
+    def __init__(
+        self,
+        model: I3D,
+        used: UsedCheckpoint,
+        *,
+        own_bn_eps: float,
+        device: str,
+        precision: Precision,
+    ) -> None:
+        reuse_freed_memory()
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+        self.model, self.used, self.own_bn_eps = model.to(device), used, own_bn_eps
+        self.device, self.precision = device, precision
+
+    @property
+    def stream(self) -> Stream:
+        """What it looks at."""
+        return self.model.stream
+
+    def compute(self, clips: torch.Tensor, endpoint: str = "logits") -> torch.Tensor:
+        """Rows float32 (B, ...) of clips (B, C, T, H, W) on the network's device.
+
+        ``logits``: (B, num_classes); ``clip``: (B, 1024), the features' mean over time, which the
+        classifier sees; ``steps``: (B, T', 1024); any of `ENDPOINTS`: as
+        :meth:`~i3d.models.i3d.I3D.endpoints` gives it.
+        """
+        return compute(self.model, clips, endpoint, self.precision)
+
+
+def compute(
     model: Callable[[torch.Tensor], torch.Tensor],
     clips: torch.Tensor,
+    endpoint: str = "logits",
     precision: Precision = "fp32",
 ) -> torch.Tensor:
-    """Logits float32 (B, num_classes) of clips (B, C, T, H, W) on the model's device.
+    """As `Network.compute`; a model that is no `I3D` has logits alone.
 
     fp32 is full float32: on CUDA, TF32 in cuDNN would cost three digits.
     """
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        if precision == "fp32":
-            return model(clips)
-        with torch.autocast(clips.device.type, dtype=AUTOCAST[precision]):
+    autocast = torch.autocast(
+        clips.device.type, dtype=AUTOCAST.get(precision), enabled=precision != "fp32"
+    )
+    cudnn = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.inference_mode(), cudnn, autocast:
+        if endpoint == "logits":
             return model(clips).float()
+        assert isinstance(model, I3D)
+        if endpoint == "clip":
+            return model.features(clips).mean(2).float()
+        if endpoint == "steps":
+            return model.features(clips).transpose(1, 2).float()  # (B, C, T') -> (B, T', C)
+        return model.endpoints(clips, [endpoint])[endpoint].float()
 
 
-def check_precision(precision: str) -> Precision:
-    """The precision of that name.
+def load_network(
+    checkpoint: files.Location | I3D,
+    *,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    bn_eps: float | None = None,
+    progress: bool = False,
+) -> Network:
+    """Load a network for a job.
+
+    Args:
+        checkpoint: name, path or URL (:func:`i3d.load`); or a network in memory, of which a folded
+            one is taken as it is and has no hash, and another is left as it is.
+        device: ``cpu`` or ``cuda:N``.
+        precision: see `ComputeOptions`.
+        bn_eps: epsilon that BatchNorm is given, whatever the checkpoint says.
+        progress: draw a progress bar while downloading.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no such checkpoint.
+        CheckpointError: it cannot be loaded.
     """
-    for known in get_args(Precision):
-        if precision == known:
-            return known
-    raise UsageError(f"precision {precision!r}: it must be fp32, bf16 or fp16")
+    if isinstance(checkpoint, I3D):
+        name = f"the {checkpoint.stream} network"
+        if checkpoint.folded and bn_eps is None:
+            used = UsedCheckpoint("", checkpoint.source, "")
+            return Network(
+                checkpoint, used, own_bn_eps=checkpoint.bn_eps, device=device, precision=precision
+            )
+        check_trainable(checkpoint)
+        tensors = {k: t.detach().cpu() for k, t in checkpoint.state_dict().items()}
+        weights = Weights(checkpoint.config, tensors)
+    else:
+        name = os.fspath(checkpoint)
+        weights = _read(resolve(checkpoint, progress=progress), bn_eps)
+    own = float(weights.config["bn_eps"])
+    if bn_eps is not None:
+        weights = Weights({**weights.config, "bn_eps": bn_eps}, weights.tensors)
+    source = str(weights.config.get("source") or "")
+    used = UsedCheckpoint(name, source, fingerprint(weights))
+    model = build(weights).fold()
+    return Network(model, used, own_bn_eps=own, device=device, precision=precision)
+
+
+def _read(location: files.Location, bn_eps: float | None) -> Weights:
+    """Weights with their own epsilon; a bare state dict, which has none, takes the given one."""
+    if bn_eps is not None:
+        try:
+            return read_weights(location, bn_eps=bn_eps)
+        except UsageError:  # a format whose epsilon is known
+            pass
+    return read_weights(location)
+
+
+def load_networks(
+    checkpoints: Iterable[files.Location | I3D],
+    *,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    progress: bool = False,
+) -> dict[Stream, Network]:
+    """The networks of a job by their streams, RGB first; arguments and errors of `load_network`.
+
+    Raises:
+        UsageError: none, or two for one stream.
+    """
+    networks: dict[Stream, Network] = {}
+    for checkpoint in checkpoints:
+        network = load_network(checkpoint, device=device, precision=precision, progress=progress)
+        if network.stream in networks:
+            names = networks[network.stream].used.name, network.used.name
+            raise UsageError(
+                f"{names[0]} and {names[1]} are both for {network.stream}; give one a stream"
+            )
+        networks[network.stream] = network
+    if not networks:
+        raise UsageError("no checkpoint; name an RGB one, a flow one or both")
+    return dict(sorted(networks.items(), reverse=True))  # rgb, flow
 
 
 def open_network(
@@ -66,7 +231,7 @@ def open_network(
             URL.
         runtime: ``"torch"``, ``"onnx"`` or ``"openvino"``; None is ONNX Runtime for an ``.onnx``
             file and PyTorch for all else.
-        device: see `choose_device`; the others than PyTorch run on CPUs.
+        device: see `choose_device`; runtimes other than PyTorch run on CPUs.
         progress: draw a progress bar while downloading.
 
     Raises:
@@ -85,6 +250,7 @@ def open_network(
     if runtime == "torch" and is_onnx:
         raise UsageError(f"{name}: PyTorch does not run .onnx files; use --runtime onnx")
     if runtime in (None, "torch") and not is_onnx:
+        reuse_freed_memory()
         return load(checkpoint, device=choose_device(device), progress=progress)
     if not is_onnx:
         raise UsageError(
@@ -99,151 +265,84 @@ def open_network(
     return ExportedNetwork(checkpoint, runtime="openvino" if runtime == "openvino" else "onnx")
 
 
-def choose_device(device: str, *, local_rank: int = 0) -> str:
-    """``"cpu"`` or ``"cuda:N"`` for ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-
-    Args:
-        device: as the user said it.
-        local_rank: number of this process on its node; without a number of its own, ``cuda`` is
-            this one's GPU, shared in turn where there are fewer GPUs than processes.
-
-    Raises:
-        UsageError: CUDA is asked for and is not there, or another name.
-    """
-    if device not in ("auto", "cpu") and not device.startswith("cuda"):
-        raise UsageError(f"device {device!r}: it must be auto, cpu or cuda")
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise UsageError(f"device {device!r}: this PyTorch sees no CUDA device; use --device cpu")
-    count = torch.cuda.device_count()
-    number = device.removeprefix("cuda").removeprefix(":")
-    if device in ("auto", "cuda"):
-        return f"cuda:{local_rank % count}"
-    if not number.isdecimal() or int(number) >= count:
-        raise UsageError(f"device {device!r}: there are cuda:0 to cuda:{count - 1}")
-    return f"cuda:{number}"
-
-
-def find_batch_size(model: I3D, *, frames: int, crop: int, precision: Precision) -> int:
-    """How many clips at a time: on CUDA doubled while they fit and a clip gets cheaper.
-
-    On a CPU it is 1: one clip fills the cores, and more of them only fill the memory.
-    """
-    device = next(model.parameters()).device
-    if device.type != "cuda":
-        return 1
-    best, best_seconds, size = 1, float("inf"), 1
-    total = torch.cuda.get_device_properties(device).total_memory
-    while size <= MAX_BATCH:
-        shape = (size, STREAM_CHANNELS[model.stream], frames, crop, crop)
-        try:
-            torch.cuda.reset_peak_memory_stats(device)
-            seconds = _seconds(model, torch.zeros(shape, device=device), precision) / size
-        except torch.cuda.OutOfMemoryError:
-            break
-        if torch.cuda.max_memory_reserved(device) > HEADROOM * total:
-            break
-        if seconds * GAIN > best_seconds:
-            break
-        best, best_seconds, size = size, seconds, 2 * size
-    torch.cuda.empty_cache()
-    return best
-
-
-def _seconds(model: I3D, clips: torch.Tensor, precision: Precision) -> float:
-    """Time of one forward pass on CUDA, after one that loads and chooses the kernels."""
-    forward(model, clips, precision)
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    forward(model, clips, precision)
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+# --- batches --------------------------------------------------------------------------------------
 
 
 class Batcher:
-    """One stream's network: clips collect until they are a batch, logits until they are a video's.
+    """Clips collect until they are a batch; their rows come back with the clips' owners.
 
     Args:
-        model: on its device, folded.
-        frames: of a clip; shorter ones are looped.
-        crop: pixels of a clip's side.
-        batch_size: clips at a time; halved when they do not fit into the GPU's memory.
-        precision: see `forward`.
+        compute: clips (B, C, T, H, W) on the device -> rows (B, ...); on CUDA it only starts them.
+        options: how many clips at a time.
+        device: ``cpu`` or ``cuda:N``, where the clips are.
+        frames: length of a clip.
 
     Attributes:
-        done: video's index -> float32 (num_classes,), the mean of its views' logits; taken out by
-            the caller.
-        batch_size: what it is now.
+        batch_size: what it is now: halved when a batch does not fit into the GPU's memory.
     """
 
     def __init__(
-        self, model: I3D, *, frames: int, crop: int, batch_size: int, precision: Precision
+        self,
+        compute: Callable[[torch.Tensor], torch.Tensor],
+        options: ComputeOptions,
+        *,
+        device: str,
+        frames: int,
     ) -> None:
-        self.model, self.frames, self.crop = model, frames, crop
-        self.batch_size, self.precision = batch_size, precision
-        self.device = next(model.parameters()).device
-        self.done: dict[int, np.ndarray] = {}
+        self._compute, self._device, self._frames = compute, device, frames
+        default = max(1, GPU_FRAMES // frames) if device.startswith("cuda") else 1
+        self.batch_size = options.batch_size or default
         self._clips: list[torch.Tensor] = []
-        self._owners: list[int] = []
-        self._running: tuple[list[int], torch.Tensor] | None = None
-        self._logits: dict[int, list[np.ndarray]] = {}
-        self._views: dict[int, int] = {}
+        self._owners: list[Any] = []
+        self._running: tuple[list[Any], torch.Tensor] | None = None
 
-    def add(self, video: LoadedVideo) -> None:
-        """Cut a video's views, on the device; run the batches that become full."""
-        stream = self.model.stream
-        to_clip = rgb_clip if stream == "rgb" else flow_clip
-        pixels = video.pixels[stream].to(self.device, non_blocking=True)
-        starts = video.starts[stream]
-        self._views[video.index] = len(starts) * len(video.corners)
-        self._logits[video.index] = []
-        for start in starts:
-            looped = loop_frames(pixels[start : start + self.frames], self.frames)
-            for top, left in video.corners:
-                view = looped[:, top : top + self.crop, left : left + self.crop]
-                self._clips.append(to_clip(view, crop=self.crop))
-                self._owners.append(video.index)
-                if len(self._clips) == self.batch_size:
-                    self._launch()
+    def add(self, clip: torch.Tensor, owner: Any) -> list[tuple[list[Any], np.ndarray]]:
+        """Take a clip (C, T, H, W): the batches that are done, owners and rows float32 (B, ...)."""
+        self._clips.append(clip)
+        self._owners.append(owner)
+        return self._launch() if len(self._clips) >= self.batch_size else []
 
-    def finish(self) -> None:
-        """Run what is left."""
-        self._launch()
-        self._collect()
+    def finish(self) -> list[tuple[list[Any], np.ndarray]]:
+        """Run what is left: the batches that were not handed over yet."""
+        return [*self._launch(), *self._collect()]
 
-    def _launch(self) -> None:
-        """Start a batch; only then wait for the one before, so that the device never idles."""
+    def _launch(self) -> list[tuple[list[Any], np.ndarray]]:
+        """Start batches; only then wait for the one before, so that the device never idles."""
+        done = []
         while self._clips:
             count = min(self.batch_size, len(self._clips))
             try:
-                logits = forward(self.model, torch.stack(self._clips[:count]), self.precision)
+                rows = self._compute(torch.stack(self._clips[:count]))
             except torch.cuda.OutOfMemoryError:
                 if count == 1:
                     raise I3DError(
-                        f"one clip of {self.frames} frames does not fit into the memory of "
-                        f"{self.device}; use fewer --frames, or --device cpu"
+                        f"one clip of {self._frames} frames does not fit into the memory of "
+                        f"{self._device}; use fewer frames, or --device cpu"
                     ) from None
                 self.batch_size = count // 2
                 torch.cuda.empty_cache()
                 continue
             owners = self._owners[:count]
             del self._clips[:count], self._owners[:count]
-            self._collect()
-            self._running = owners, logits
+            done += self._collect()
+            self._running = owners, rows
+        return done if self._device.startswith("cuda") else [*done, *self._collect()]
 
-    def _collect(self) -> None:
-        """Hand the running batch's logits to their videos."""
+    def _collect(self) -> list[tuple[list[Any], np.ndarray]]:
+        """Wait for the running batch."""
         if self._running is None:
-            return
-        owners, logits = self._running
+            return []
+        owners, rows = self._running
         self._running = None
-        for owner, row in zip(owners, logits.cpu().numpy(), strict=True):
-            rows = self._logits[owner]
-            rows.append(row)
-            if len(rows) == self._views[owner]:
-                # float64, in the order of the views: how they were batched does not matter
-                mean: np.ndarray = np.stack(rows).mean(0, dtype=np.float64)
-                self.done[owner] = mean.astype(np.float32)
-                del self._logits[owner], self._views[owner]
+        return [(owners, rows.cpu().numpy())]
+
+
+def mean_of_views(rows: list[np.ndarray]) -> np.ndarray:
+    """Mean of logits float32 (num_classes,), in float64 and in the order of the views."""
+    mean: np.ndarray = np.stack(rows).mean(0, dtype=np.float64)
+    return mean.astype(np.float32)
+
+
+def rename(network: Network, name: str) -> UsedCheckpoint:
+    """What was used, under another name."""
+    return replace(network.used, name=name)

@@ -22,6 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from i3d.clips import center_crop, quantize_flow
 from i3d.data.kinetics import Video
 from i3d.data.shards import PlannedSample, ShardDataset
+from i3d.data.videos import Contents
 from i3d.errors import DatasetError, I3DError, VideoError
 from i3d.parallel.ahead import read_ahead
 from i3d.presets import Preset, Stream
@@ -172,6 +173,17 @@ class ShardChunks:
                 yield length, {}
                 return sample.info.damage
         raise AssertionError("a sample has an end")
+
+
+def open_chunks(contents: Contents, preset: Preset) -> ChunkSource:
+    """Whole videos from shards or from video files.
+
+    Raises:
+        UsageError: there are arrays, which have no frame rate.
+    """
+    if contents.shards is not None:
+        return ShardChunks(contents.shards, preset)
+    return VideoChunks(contents.videos, preset, root=contents.where)
 
 
 @dataclass

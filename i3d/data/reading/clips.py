@@ -1,16 +1,16 @@
 """Videos -> the pixels that a network will see, decoded in worker processes.
 
-    ShardSource  --read + decode JPEG/PNG, only the crop--+
-                                                          +--> LoadedVideo (uint8) --> main process
-    VideoSource  --decode + resize + TV-L1, cropped-------+
+    ShardClips  --read + decode JPEG/PNG, only the crop--+
+                                                         +--> uint8 --> main process
+    VideoClips  --decode + resize + TV-L1, cropped-------+
 
 Pixels travel as uint8 through shared memory and become floats on the device that computes: that is
 a quarter of the bytes. A video that cannot be read arrives as its reason, in its place; what is no
 fault of the data (a server that is gone, a full disk) ends the job.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,41 +19,43 @@ import numpy as np
 from i3d.clips import Views, quantize_flow
 from i3d.data.kinetics import Video
 from i3d.data.shards import PlannedSample, ShardDataset
-from i3d.errors import DatasetError, I3DError, VideoError
-from i3d.parallel.ahead import read_ahead
+from i3d.data.videos import Contents
+from i3d.errors import DatasetError, VideoError
 from i3d.presets import Preset, Stream
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """What was read of a video: of each stream the smallest box that holds all its views.
+class Placement:
+    """Where a video's views are in the smallest box of pixels that holds them.
 
     Attributes:
-        arrays: stream -> uint8 (T, h, w, C); flow as stored.
-        starts: stream -> first frame of each clip, counted in the array.
-        corners: (top, left) of each crop, counted in the arrays.
+        starts: stream -> first frame of each clip.
+        corners: (top, left) of each crop, pixels.
     """
 
-    arrays: dict[Stream, np.ndarray]
     starts: dict[Stream, tuple[int, ...]]
     corners: tuple[tuple[int, int], ...]
 
 
-class Source(Protocol):
-    """Labelled videos that can be read one by one, in any process."""
+# stream -> uint8 (T, h, w, C), flow as stored; and where the views are in them
+ViewPixels = tuple[dict[str, np.ndarray], Placement]
+
+
+class ClipSource(Protocol):
+    """Labelled videos whose clips can be read one by one, in any process."""
 
     @property
     def keys(self) -> Sequence[str]:
-        """Of every video of the plan, in its order."""
+        """Name of every video of the plan, in its order."""
 
     @property
     def labels(self) -> Sequence[int | None]:
         """Class index of every video; None when unlabelled."""
 
-    def read(self, i: int, streams: Sequence[Stream], views: Views) -> Pixels:
+    def read(self, i: int, *, streams: Sequence[Stream], views: Views) -> ViewPixels:
         """Decode what the views need of video i.
 
         Raises:
@@ -62,6 +64,17 @@ class Source(Protocol):
 
     def thumbnail(self, i: int) -> np.ndarray:
         """The middle frame of video i's first ten seconds, uint8 (H, W, 3)."""
+
+
+def open_clips(contents: Contents, preset: Preset, *, max_seconds: float) -> ClipSource:
+    """The clips of shards, or of video files, each from its start to ``max_seconds``.
+
+    Raises:
+        UsageError: there are arrays, which have no labels and no frame rate.
+    """
+    if contents.shards is not None:
+        return ShardClips(contents.shards, preset)
+    return VideoClips(contents.videos, preset, max_seconds=max_seconds)
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ def _last(starts: Sequence[int], views: Views) -> int:
     return starts[-1] + views.frames
 
 
-class ShardSource:
+class ShardClips:
     """The videos of precomputed shards, in the order of the plan."""
 
     def __init__(self, dataset: ShardDataset, preset: Preset) -> None:
@@ -100,8 +113,8 @@ class ShardSource:
         self.keys = tuple(sample.key for _, sample in self._places)
         self.labels = tuple(sample.class_index for _, sample in self._places)
 
-    def read(self, i: int, streams: Sequence[Stream], views: Views) -> Pixels:
-        """See `Source`; one request to the storage for a sample that is needed whole."""
+    def read(self, i: int, *, streams: Sequence[Stream], views: Views) -> ViewPixels:
+        """See `ClipSource`; one request to the storage for a sample that is needed whole."""
         shard, planned = self._places[i]
         if shard in self.dataset.shards:
             for failure in self.dataset.index(shard).failures:
@@ -115,7 +128,7 @@ class ShardSource:
             stop = None if whole else views.frames
             sample = self.dataset.read_sample(planned.key, streams=streams, stop=stop)
         region = _Region.of(views, sample.info.height, sample.info.width, self.preset.crop)
-        arrays: dict[Stream, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {}
         starts: dict[Stream, tuple[int, ...]] = {}
         for stream in streams:
             pictures = sample.rgb if stream == "rgb" else sample.flow
@@ -125,16 +138,16 @@ class ShardSource:
             starts[stream] = views.starts(len(pictures))
             decode = sample.frames if stream == "rgb" else sample.stored_flow
             arrays[stream] = decode(0, _last(starts[stream], views), box=region.box)
-        return Pixels(arrays, starts, region.corners)
+        return arrays, Placement(starts, region.corners)
 
     def thumbnail(self, i: int) -> np.ndarray:
-        """See `Source`."""
+        """See `ClipSource`."""
         sample = self.dataset.read_sample(self._places[i][1].key, streams=("rgb",))
         middle = min(len(sample.info.rgb), self.preset.clip_frames) // 2
         return sample.frames(middle, middle + 1)[0]
 
 
-class VideoSource:
+class VideoClips:
     """Video files, decoded as `precompute` decodes them, without its JPEGs between.
 
     Args:
@@ -168,14 +181,14 @@ class VideoSource:
             raise VideoError(f"{video.location}: no frames")
         return np.stack(frames)
 
-    def read(self, i: int, streams: Sequence[Stream], views: Views) -> Pixels:
-        """See `Source`; flow is computed between whole frames, as TV-L1 looks beyond the crop."""
+    def read(self, i: int, *, streams: Sequence[Stream], views: Views) -> ViewPixels:
+        """See `ClipSource`; flow is computed between whole frames: TV-L1 looks beyond the crop."""
         from i3d.flow import stream_flow
 
         # One frame more than the views need, for the last flow.
         frames = self._frames(i, views.frames + 1 if views.clips == 1 else None)
         region = _Region.of(views, frames.shape[1], frames.shape[2], self.preset.crop)
-        arrays: dict[Stream, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {}
         starts: dict[Stream, tuple[int, ...]] = {}
         if "rgb" in streams:
             starts["rgb"] = views.starts(len(frames))
@@ -192,94 +205,12 @@ class VideoSource:
                     for flow in stream_flow(needed)
                 ]
             )
-        return Pixels(arrays, starts, region.corners)
+        return arrays, Placement(starts, region.corners)
 
     def thumbnail(self, i: int) -> np.ndarray:
-        """See `Source`."""
+        """See `ClipSource`."""
         frames = self._frames(i, self.preset.clip_frames)
         return frames[len(frames) // 2]
-
-
-@dataclass
-class LoadedVideo:
-    """A video as it leaves a worker.
-
-    Attributes:
-        index: of the video in its source.
-        error: why it cannot be used; the rest is then empty.
-        fatal: what ends the job, for it is not this video's fault.
-        pixels: stream -> uint8 tensor (T, h, w, C) in shared memory, pinned for CUDA.
-        starts: see `Pixels`.
-        corners: likewise.
-    """
-
-    index: int
-    error: str | None = None
-    fatal: Exception | None = None
-    pixels: "dict[Stream, torch.Tensor]" = field(default_factory=dict)
-    starts: dict[Stream, tuple[int, ...]] = field(default_factory=dict)
-    corners: tuple[tuple[int, int], ...] = ()
-
-    def pin_memory(self) -> "LoadedVideo":
-        """Called by PyTorch's loader, so that copies to the GPU overlap with its work."""
-        self.pixels = {stream: tensor.pin_memory() for stream, tensor in self.pixels.items()}
-        return self
-
-
-class _Videos:
-    """What a worker process runs, as PyTorch's loader wants it."""
-
-    def __init__(
-        self, source: Source, indices: Sequence[int], streams: Sequence[Stream], views: Views
-    ) -> None:
-        self.source, self.indices = source, tuple(indices)
-        self.streams, self.views = tuple(streams), views
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> LoadedVideo:
-        import torch
-
-        i = self.indices[position]
-        try:
-            pixels = self.source.read(i, self.streams, self.views)
-        except (DatasetError, VideoError) as error:
-            return LoadedVideo(i, error=str(error))
-        except (I3DError, OSError) as error:
-            return LoadedVideo(i, fatal=error)
-        return LoadedVideo(
-            i,
-            pixels={s: torch.from_numpy(np.ascontiguousarray(a)) for s, a in pixels.arrays.items()},
-            starts=pixels.starts,
-            corners=pixels.corners,
-        )
-
-
-def load_videos(
-    source: Source,
-    indices: Sequence[int],
-    *,
-    streams: Sequence[Stream],
-    views: Views,
-    workers: int,
-    pin: bool = False,
-) -> Iterator[LoadedVideo]:
-    """Read videos in the order of ``indices``, each once.
-
-    Args:
-        source: where they are.
-        indices: which, numbers into the source.
-        streams: ``"rgb"``, ``"flow"`` or both.
-        views: what of each.
-        workers: processes that read ahead, `PREFETCH` videos each; 0 reads in this one.
-        pin: put the pixels into page-locked memory, for CUDA.
-
-    Raises:
-        I3DError: what is no single video's fault, or a worker died.
-        UsageError: there is too little shared memory for the workers.
-    """
-    return read_ahead(_Videos(source, indices, streams, views), workers=workers, pin=pin)
 
 
 def clip_bytes(views: Views, preset: Preset) -> int:

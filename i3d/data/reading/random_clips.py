@@ -16,7 +16,7 @@ change it. The draws are raw words of PCG64, the same in every version of NumPy.
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,8 +24,8 @@ import numpy as np
 from i3d import files
 from i3d.clips import loop_frames
 from i3d.data.shards import SUFFIXES, SampleInfo, ShardDataset, open_dataset
-from i3d.errors import DatasetError, I3DError, UsageError
-from i3d.parallel.ahead import read_ahead
+from i3d.errors import DatasetError, UsageError
+from i3d.parallel.ahead import read_items
 from i3d.presets import Preset, Stream, find_preset
 
 if TYPE_CHECKING:
@@ -310,52 +310,24 @@ def read_clip(
     return loop_frames(mirror(pixels, stream) if cut.mirrored else pixels, frames)
 
 
-@dataclass
-class _Batch:
-    """A micro-batch as it leaves a worker: uint8 (B, T, h, w, C), or what ends the run."""
-
-    pixels: "torch.Tensor | None"
-    fatal: Exception | None = None
-
-    def pin_memory(self) -> "_Batch":
-        """Called by PyTorch's loader, so that copies to the GPU overlap with its work."""
-        return self if self.pixels is None else _Batch(self.pixels.pin_memory())
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """What a worker process runs, as PyTorch's loader wants it."""
-
-    data: TrainingSet
-    order: Order
-    numbers: range
-    frames: int
-    flip: bool
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, position: int) -> _Batch:
-        import torch
-
-        data = self.data
-        epoch, videos = self.order.batch(self.numbers[position])
-        try:
-            clips = [
-                read_clip(
-                    data.dataset,
-                    data.keys[video],
-                    data.stream,
-                    (self.order.seed, epoch, int(data.places[video])),
-                    frames=self.frames,
-                    crop=data.preset.crop,
-                    flip=self.flip,
-                )
-                for video in videos
-            ]
-        except (I3DError, OSError) as error:
-            return _Batch(None, fatal=error)
-        return _Batch(torch.from_numpy(np.stack(clips)))
+def _read_batch(
+    number: int, *, data: TrainingSet, order: Order, frames: int, flip: bool
+) -> tuple[dict[str, np.ndarray], None]:
+    """Micro-batch ``number`` as a worker hands it over: ``pixels``, uint8 (B, T, h, w, C)."""
+    epoch, videos = order.batch(number)
+    clips = [
+        read_clip(
+            data.dataset,
+            data.keys[video],
+            data.stream,
+            (order.seed, epoch, int(data.places[video])),
+            frames=frames,
+            crop=data.preset.crop,
+            flip=flip,
+        )
+        for video in videos
+    ]
+    return {"pixels": np.stack(clips)}, None
 
 
 def load_batches(
@@ -385,9 +357,11 @@ def load_batches(
         DatasetError: a video is damaged; training stops, for to leave it out would be another run.
         I3DError: what is no single video's fault, or a worker died.
     """
-    batches = _Batches(data, order, range(first, stop), frames, flip)
-    for batch in read_ahead(batches, workers=workers, pin=pin):
-        yield batch.pixels
+    read = partial(_read_batch, data=data, order=order, frames=frames, flip=flip)
+    for item in read_items(read, range(first, stop), workers=workers, pin=pin):
+        if item.error is not None:
+            raise DatasetError(item.error)
+        yield item.tensors["pixels"]
 
 
 def keep_masks(

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from i3d.tasks.evaluate.logits import Options, evaluate
+    from i3d.tasks.evaluate.logits import Evaluated, evaluate
+    from i3d.tasks.evaluate.options import Options
     from i3d.tasks.evaluate.page import write_page
     from i3d.tasks.evaluate.predictions import Predictions, read_predictions, write_predictions
     from i3d.tasks.evaluate.result import Evaluation
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "logits": "Options evaluate",
+        "options": "Options",
+        "logits": "Evaluated evaluate",
         "result": "Evaluation",
         "predictions": "Predictions read_predictions write_predictions",
         "page": "write_page",

@@ -11,97 +11,56 @@ with its reason; what is no video's fault ends the job.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
-from typing import Any
 
-import click
 import numpy as np
 import torch
 
 import i3d
 from i3d import files
-from i3d.clips import Views
-from i3d.console import Bar, progress_bar, show
-from i3d.data.reading.clips import (
-    ShardSource,
-    Source,
-    VideoSource,
-    clip_bytes,
-    load_videos,
-)
-from i3d.data.shards import MANIFEST_FILE, Failure, open_dataset
+from i3d.clips import flow_clip, loop_frames, rgb_clip
+from i3d.console import Bar, progress_bar, say, say_written, show
+from i3d.data.reading.clips import ClipSource, Placement, clip_bytes, open_clips
+from i3d.data.shards import Failure
+from i3d.data.videos import Contents, VideoSet, open_videos
 from i3d.errors import CheckpointError, DatasetError, UsageError, VideoError
-from i3d.models.checkpoints import build, fingerprint, read_weights, resolve
 from i3d.models.i3d import I3D
-from i3d.parallel.ahead import check_shared_memory
-from i3d.parallel.process import share_cores, terminated_cleanly
+from i3d.parallel.ahead import Item, check_shared_memory, read_items
+from i3d.parallel.process import choose_workers, terminated_cleanly
 from i3d.parallel.world import World, connected, world_from_environment
 from i3d.presets import STREAMS, Preset, Stream, find_preset
+from i3d.tasks.evaluate.options import Checkpoints, Options, Outputs
+from i3d.tasks.evaluate.parts import Part, Parts
 from i3d.tasks.evaluate.predictions import (
     About,
-    Part,
-    Parts,
     Predictions,
-    UsedCheckpoint,
     check_location,
     fuse,
     read_predictions,
     write_predictions,
 )
 from i3d.tasks.evaluate.result import Cost, Evaluation
-from i3d.tasks.network import (
-    Batcher,
-    Precision,
-    check_precision,
-    choose_device,
-    find_batch_size,
-)
-from i3d.tasks.precompute.writing import VideoSet
+from i3d.tasks.network import Batcher, Network, choose_device, device_name, load_network
 
 PART_SECONDS = 60.0  # of work that a crash may cost
 UNLABELLED = "it has no label to compare with"
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network in memory and what to say of it."""
-
-    model: I3D
-    used: UsedCheckpoint
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to evaluate.
+class Evaluated:
+    """The outcome, and pictures for the page.
 
     Attributes:
-        views: what the network sees of each video.
-        precision: ``fp32``, or autocast to ``bf16`` or ``fp16``.
-        batch_size: clips at a time, of each process; None finds what fits.
-        workers: processes that read and decode, of each process; None: its share of the cores, at
-            most two on a CPU, which the network needs itself.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        partial: take shards of which some are missing.
+        evaluation: accuracies and all that goes with them.
+        thumbnails: video -> frame uint8 (H, W, 3), of the surest mistakes.
     """
 
-    views: Views = field(default_factory=Views)
-    precision: Precision = "fp32"
-    batch_size: int | None = None
-    workers: int | None = None
-    device: str = "auto"
-    partial: bool = False
-
-    def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch size {self.batch_size}: it must be at least 1, or auto")
-        if self.workers is not None and self.workers < 0:
-            raise UsageError(f"workers {self.workers}: it must be 0 or more")
+    evaluation: Evaluation
+    thumbnails: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def evaluate(
@@ -139,23 +98,25 @@ def evaluate(
         I3DError: the storage fails, a worker dies, or another process does.
     """
     world = world_from_environment() if world is None else world
+    progress = progress and world.first
     if predictions is not None:
         check_location(predictions)
     elif resume:
         raise UsageError("--resume goes on from what --predictions FILE has kept; name that file")
     if not checkpoints:
         raise UsageError("no checkpoint to evaluate; name an RGB one, a flow one or both")
-    device = choose_device(options.device, local_rank=world.local_rank)
-    plan = _open(videos, checkpoints, options, progress=progress and world.first)
-    workers = _workers(options.workers, device, world, decodes_videos=plan.decodes_videos)
-    networks = {
-        s: _network(s, checkpoints[s], device, progress=progress and world.first)
-        for s in STREAMS
-        if s in checkpoints
-    }
-    about = _about(plan, networks, options)
-    source = plan.source(find_preset(about.preset))
-    size = clip_bytes(options.views, find_preset(about.preset))
+    device = choose_device(options.device, world)
+    with open_videos(videos, labels="required", say=say if progress else None) as contents:
+        contents.class_names()
+        contents.require(list(checkpoints))
+        networks = _load(checkpoints, device, options, progress=progress)
+        about = _describe(contents, networks, options)
+        preset = find_preset(about.preset)
+        # shards hold ten seconds; the views of a video file are spread over as much of it
+        seconds = max(preset.clip_frames, options.frames) / preset.fps
+        source = open_clips(contents, preset, max_seconds=seconds)
+    workers = choose_workers(options.workers, device, world, decodes=contents.shards is None)
+    size = clip_bytes(options.views, preset)
     check_shared_memory(size, workers=workers, processes=world.local_size)
     parts = None if predictions is None else Parts(predictions, about, rank=world.rank)
     if parts is not None and not resume:
@@ -165,22 +126,20 @@ def evaluate(
         job = _Job(networks, about, source, world.share(len(source.keys)), parts)
         job.take(earlier)
         start = time.monotonic()
-        title = world.title("evaluate")
-        with progress_bar(
-            title if progress and world.first else None, total=len(job.todo), unit="videos"
-        ) as bar:
+        title = world.title("evaluate") if progress else None
+        with progress_bar(title, total=len(job.todo), unit="videos") as bar:
             job.run(options, device, workers, bar)
         gathered = group.gather(job.part().to_bytes(about))
         seconds = time.monotonic() - start
         if not world.first:
             return None
         shares = [Part.from_bytes(data, about, "a process's results") for data in gathered]
-        table = _table(source, about, shares)
+        table = _join(source, about, shares)
         known = len({i for part in earlier for i in part.videos})
         cost = Cost(
             seconds=seconds,
             videos=len(table) - known,
-            device=_device_name(device),
+            device=device_name(device),
             processes=world.size,
             workers=workers,
             batch_size=job.batch_size,
@@ -189,155 +148,72 @@ def evaluate(
         if parts is not None and predictions is not None:
             write_predictions(predictions, table)
             parts.remove()
-        return Evaluated(evaluation, _thumbnails(source, evaluation, thumbnails))
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The outcome, and pictures for the page.
-
-    Attributes:
-        evaluation: accuracies and all that goes with them.
-        thumbnails: video -> frame uint8 (H, W, 3), of the surest mistakes.
-    """
-
-    evaluation: Evaluation
-    thumbnails: Mapping[str, np.ndarray] = field(default_factory=dict)
+        return Evaluated(evaluation, _read_thumbnails(source, evaluation, thumbnails))
 
 
 # --- what is evaluated ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A dataset before its networks are known.
-
-    Attributes:
-        dataset: its name.
-        where: its path, for messages.
-        classes: names, in the order of the labels.
-        preset: the shards' preprocessing; None for videos, which take the network's.
-        versions: of what made the shards.
-        source: makes the source of pixels for a preset.
-        decodes_videos: whether its workers do more than unpack pictures.
-    """
-
-    dataset: str
-    where: str
-    classes: tuple[str, ...]
-    preset: str | None
-    versions: Mapping[str, str]
-    source: Callable[[Preset], Source]
-    decodes_videos: bool
-
-
-def _open(
-    videos: files.Location | VideoSet,
+def _load(
     checkpoints: Mapping[Stream, files.Location | I3D],
+    device: str,
     options: Options,
     *,
     progress: bool,
-) -> _Plan:
-    videos = videos if isinstance(videos, VideoSet) else VideoSet(videos)
-    where = os.fspath(videos.location)
-    name = where.rstrip("/").rpartition("/")[2] or where
-    if files.exists(files.join(where, MANIFEST_FILE)):
-        if videos != VideoSet(videos.location):
-            raise UsageError(
-                f"{where} holds shards, which know their labels; classes, annotations, layout, "
-                "split and trim are for a folder of videos"
-            )
-        shards = open_dataset(where, partial=options.partial)
-        manifest = shards.manifest
-        if manifest.classes is None:
-            raise DatasetError(f"{where}: its videos have no labels, so there is no accuracy")
-        missing = [s for s in checkpoints if s not in manifest.streams]
-        if missing:
-            raise UsageError(
-                f"{where} was made without {missing[0]}; leave that checkpoint out, or run "
-                "precompute without --no-flow"
-            )
-        return _Plan(
-            manifest.dataset,
-            where,
-            manifest.classes.names,
-            manifest.preset,
-            manifest.versions,
-            lambda preset: ShardSource(shards, preset),
-            decodes_videos=False,
+) -> dict[Stream, Network]:
+    """The networks, RGB first; refuses one that is for the other stream."""
+    networks = {}
+    for stream in STREAMS:
+        if stream not in checkpoints:
+            continue
+        network = load_network(
+            checkpoints[stream], device=device, precision=options.precision, progress=progress
         )
-    if options.partial:
-        raise UsageError(f"{where} holds no {MANIFEST_FILE}; --partial is for shards")
-    dataset = videos.read(progress=progress)
-    if dataset.classes is None:
-        raise DatasetError(f"{where}: its videos have no labels, so there is no accuracy")
-    return _Plan(
-        name,
-        where,
-        dataset.classes.names,
-        None,
-        {},
-        lambda preset: VideoSource(dataset.videos, preset, max_seconds=_seconds(options, preset)),
-        decodes_videos=True,
-    )
+        if network.stream != stream:
+            name = network.used.name or f"the {network.stream} network"
+            raise CheckpointError(
+                f"{name} is a network for {network.stream}; pass it as "
+                f"--{network.stream}-checkpoint"
+            )
+        networks[stream] = network
+    return networks
 
 
-def _seconds(options: Options, preset: Preset) -> float:
-    """How much of each video the views are spread over: the ten seconds that shards hold."""
-    return max(preset.clip_frames, options.views.frames) / preset.fps
-
-
-def _network(
-    stream: Stream, checkpoint: files.Location | I3D, device: str, *, progress: bool
-) -> Network:
-    if isinstance(checkpoint, I3D):
-        name, model = f"the {checkpoint.stream} network", checkpoint.to(device)
-        used = UsedCheckpoint("", model.source, "")
-    else:
-        name = os.fspath(checkpoint)
-        weights = read_weights(resolve(checkpoint, progress=progress))
-        digest = fingerprint(weights)
-        model = build(weights).fold().to(device)
-        used = UsedCheckpoint(name, model.source, digest)
-    if model.stream != stream:
-        raise CheckpointError(
-            f"{name} is a network for {model.stream}; pass it as --{model.stream}-checkpoint"
-        )
-    return Network(model, used)
-
-
-def _about(plan: _Plan, networks: Mapping[Stream, Network], options: Options) -> About:
+def _describe(contents: Contents, networks: Mapping[Stream, Network], options: Options) -> About:
     """What is to be evaluated; refuses networks that do not fit the dataset or each other."""
-    presets = {s: n.model.preset for s, n in networks.items()}
-    preset = plan.preset or next(iter(presets.values()))
-    for stream, network in networks.items():
+    classes = contents.class_names()
+    preset = contents.preset or next(iter(networks.values())).model.preset
+    for network in networks.values():
         model, name = network.model, network.used.name
-        if model.num_classes != len(plan.classes) or (
-            model.has_class_names and model.classes != plan.classes
+        if model.num_classes != len(classes) or (
+            model.has_class_names and model.classes != classes
         ):
             raise CheckpointError(
                 f"{name} tells {model.num_classes} classes apart ({_first(model.classes)}), and "
-                f"{plan.where} is labelled with {len(plan.classes)} others "
-                f"({_first(plan.classes)}); name --classes of the checkpoint when you prepare the "
+                f"{contents.where} is labelled with {len(classes)} others "
+                f"({_first(classes)}); name --classes of the checkpoint when you prepare the "
                 "videos, or another checkpoint"
             )
-        if presets[stream] != preset:
+        if model.preset != preset:
             raise CheckpointError(
-                f"{name} was made for preset {presets[stream]}, and "
-                f"{'the shards' if plan.preset else 'the other checkpoint'} for {preset}"
+                f"{name} was made for preset {model.preset}, and "
+                f"{'the shards' if contents.preset else 'the other checkpoint'} for {preset}"
             )
     libraries = "torch", "numpy", "simplejpeg"
-    made_with = {f"shards: {name}": text for name, text in plan.versions.items()}
     return About(
-        dataset=plan.dataset,
-        classes=plan.classes,
+        dataset=contents.name,
+        classes=classes,
         preset=preset,
-        frames=options.views.frames,
-        clips=options.views.clips,
-        crops=options.views.crops,
+        frames=options.frames,
+        clips=options.clips,
+        crops=options.crops,
         precision=options.precision,
         checkpoints={s: n.used for s, n in networks.items()},
-        versions={"i3d": i3d.__version__, **{n: version(n) for n in libraries}, **made_with},
+        versions={
+            "i3d": i3d.__version__,
+            **{name: version(name) for name in libraries},
+            **contents.versions,
+        },
     )
 
 
@@ -345,18 +221,53 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _workers(workers: int | None, device: str, world: World, *, decodes_videos: bool) -> int:
-    share = share_cores(device, world)
-    if workers is not None:
-        return workers
-    return share if device != "cpu" or decodes_videos else min(share, 2)
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
-
-
 # --- the work of one process ----------------------------------------------------------------------
+
+
+class _StreamLogits:
+    """One stream's network: a video's views become clips, their logits its mean.
+
+    Attributes:
+        done: video's index -> float32 (num_classes,); taken out by the caller.
+    """
+
+    def __init__(self, network: Network, options: Options, preset: Preset) -> None:
+        self.network, self.frames, self.crop = network, options.frames, preset.crop
+        self.batcher = Batcher(
+            network.compute, options, device=network.device, frames=options.frames
+        )
+        self.done: dict[int, np.ndarray] = {}
+        self._rows: dict[int, list[np.ndarray]] = {}
+        self._views: dict[int, int] = {}
+
+    def add(self, index: int, pixels: torch.Tensor, placement: Placement) -> None:
+        """Cut a video's views, on the device; run the batches that become full."""
+        stream = self.network.stream
+        to_clip = rgb_clip if stream == "rgb" else flow_clip
+        pixels = pixels.to(self.network.device, non_blocking=True)
+        starts = placement.starts[stream]
+        self._views[index] = len(starts) * len(placement.corners)
+        self._rows[index] = []
+        for start in starts:
+            looped = loop_frames(pixels[start : start + self.frames], self.frames)
+            for top, left in placement.corners:
+                view = looped[:, top : top + self.crop, left : left + self.crop]
+                self._take(self.batcher.add(to_clip(view, crop=self.crop), index))
+
+    def finish(self) -> None:
+        """Run what is left."""
+        self._take(self.batcher.finish())
+
+    def _take(self, batches: Sequence[tuple[list[int], np.ndarray]]) -> None:
+        for owners, logits in batches:
+            for owner, row in zip(owners, logits, strict=True):
+                rows = self._rows[owner]
+                rows.append(row)
+                if len(rows) == self._views[owner]:
+                    # float64, in the order of the views: how they were batched does not matter
+                    mean: np.ndarray = np.stack(rows).mean(0, dtype=np.float64)
+                    self.done[owner] = mean.astype(np.float32)
+                    del self._rows[owner], self._views[owner]
 
 
 class _Job:
@@ -366,7 +277,7 @@ class _Job:
         self,
         networks: Mapping[Stream, Network],
         about: About,
-        source: Source,
+        source: ClipSource,
         mine: range,
         parts: Parts | None,
     ) -> None:
@@ -396,57 +307,39 @@ class _Job:
         todo = self.todo
         if not todo:
             return
-        crop = find_preset(self.about.preset).crop
-        self.batch_size = options.batch_size or find_batch_size(
-            next(iter(self.networks.values())).model,
-            frames=self.about.frames,
-            crop=crop,
-            precision=options.precision,
-        )
-        batchers = {
-            s: Batcher(
-                n.model,
-                frames=self.about.frames,
-                crop=crop,
-                batch_size=self.batch_size,
-                precision=options.precision,
-            )
-            for s, n in self.networks.items()
-        }
-        videos = load_videos(
-            self.source,
-            todo,
-            streams=list(self.networks),
-            views=self.about.views,
-            workers=min(workers, len(todo)),
-            pin=device.startswith("cuda"),
-        )
+        preset = find_preset(self.about.preset)
+        streams = {s: _StreamLogits(n, options, preset) for s, n in self.networks.items()}
+        read = partial(self.source.read, streams=tuple(streams), views=options.views)
         written = time.monotonic()
         try:
-            for number, video in enumerate(videos, 1):
-                if video.error is not None:
-                    self.skipped[video.index] = video.error
-                else:
-                    for batcher in batchers.values():
-                        batcher.add(video)
-                self._collect(batchers)
+            items = read_items(read, todo, workers=workers, pin=device != "cpu")
+            for number, video in enumerate(items, 1):
+                self._look_at(video, streams)
                 bar.update(number, note=self._note())
                 if time.monotonic() - written > PART_SECONDS:
                     self._write()
                     written = time.monotonic()
-            for batcher in batchers.values():
-                batcher.finish()
-            self._collect(batchers)
+            for stream in streams.values():
+                stream.finish()
+            self._collect(streams)
             bar.update(len(todo), note=self._note())
-            self.batch_size = min(batcher.batch_size for batcher in batchers.values())
+            self.batch_size = min(s.batcher.batch_size for s in streams.values())
         finally:
             self._write()  # on Ctrl-C too
 
-    def _collect(self, batchers: Mapping[Stream, Batcher]) -> None:
+    def _look_at(self, video: Item, streams: Mapping[Stream, _StreamLogits]) -> None:
+        if video.error is not None:
+            self.skipped[video.index] = video.error
+        else:
+            for name, stream in streams.items():
+                stream.add(video.index, video.tensors[name], video.about)
+        self._collect(streams)
+
+    def _collect(self, streams: Mapping[Stream, _StreamLogits]) -> None:
         """Take the videos of which every stream is done."""
-        ready = set.intersection(*(set(batcher.done) for batcher in batchers.values()))
+        ready = set.intersection(*(set(stream.done) for stream in streams.values()))
         for i in sorted(ready):
-            self.logits[i] = {s: batcher.done.pop(i) for s, batcher in batchers.items()}
+            self.logits[i] = {s: stream.done.pop(i) for s, stream in streams.items()}
             self._unwritten.append(i)
             summed = np.sum(list(self.logits[i].values()), axis=0)
             self._right += int(summed.argmax()) == self.source.labels[i]
@@ -463,7 +356,7 @@ class _Job:
         except OSError as error:
             if not self._kept:
                 raise  # a wrong place, said in the first minute
-            click.echo(f"{error}; it is tried again with the next part", err=True)
+            say(f"{error}; it is tried again with the next part")
             return
         self._kept = True
         self._unwritten = []
@@ -484,7 +377,7 @@ class _Job:
 # --- the outcome ----------------------------------------------------------------------------------
 
 
-def _table(source: Source, about: About, parts: Sequence[Part]) -> Predictions:
+def _join(source: ClipSource, about: About, parts: Sequence[Part]) -> Predictions:
     """All processes' results in the order of the plan."""
     skipped = tuple(
         sorted(Failure(source.keys[i], reason) for part in parts for i, reason in part.skipped)
@@ -504,7 +397,9 @@ def _table(source: Source, about: About, parts: Sequence[Part]) -> Predictions:
     )
 
 
-def _thumbnails(source: Source, evaluation: Evaluation, count: int) -> dict[str, np.ndarray]:
+def _read_thumbnails(
+    source: ClipSource, evaluation: Evaluation, count: int
+) -> dict[str, np.ndarray]:
     if not count:
         return {}
     places = {key: i for i, key in enumerate(source.keys)}
@@ -518,56 +413,55 @@ def _thumbnails(source: Source, evaluation: Evaluation, count: int) -> dict[str,
 
 
 def run(
-    sources: Sequence[str],
-    *,
-    rgb_checkpoint: str | None,
-    flow_checkpoint: str | None,
+    videos: partial[VideoSet],
     options: Options,
-    fused: bool,
-    output: str | None,
-    report: str | None,
-    predictions: str | None,
-    resume: bool,
-    strict: bool,
-    as_json: bool,
-    **dataset: Any,
+    checkpoints: Checkpoints,
+    outputs: Outputs,
+    sources: Sequence[str],
 ) -> int:
-    """``i3d evaluate``: the exit code, 1 if with strict videos were skipped."""
+    """``i3d evaluate``: the exit code, 1 if with strict videos were skipped.
+
+    Args:
+        videos: makes the set of a location.
+        options: how.
+        checkpoints: the networks.
+        outputs: what is written.
+        sources: one dataset or, to be fused, two or more predictions files.
+    """
     mistakes = 0
-    if report is not None:
+    if outputs.report is not None:
         from i3d.tasks.evaluate.page import MISTAKES_SHOWN as mistakes
-    if fused:
-        if len(sources) < 2 or rgb_checkpoint or flow_checkpoint:
+    given: dict[Stream, str | None] = {
+        "rgb": checkpoints.rgb_checkpoint,
+        "flow": checkpoints.flow_checkpoint,
+    }
+    named = {stream: name for stream, name in given.items() if name is not None}
+    if outputs.fuse:
+        if len(sources) < 2 or named:
             raise UsageError("--fuse takes two or more predictions files, and no checkpoint")
         joined = fuse([read_predictions(source) for source in sources], sources)
-        if predictions is not None:
-            write_predictions(predictions, joined)
+        if outputs.predictions is not None:
+            write_predictions(outputs.predictions, joined)
         result: Evaluated | None = Evaluated(Evaluation(joined))
     else:
         if len(sources) != 1:
             raise UsageError(f"{len(sources)} datasets; evaluate takes one, or --fuse two files")
-        given: dict[Stream, str | None] = {"rgb": rgb_checkpoint, "flow": flow_checkpoint}
         result = evaluate(
-            VideoSet(sources[0], **dataset),
-            {stream: name for stream, name in given.items() if name is not None},
+            videos(sources[0]),
+            named,
             options=options,
-            predictions=predictions,
-            resume=resume,
+            predictions=outputs.predictions,
+            resume=outputs.resume,
             thumbnails=mistakes,
             progress=True,
         )
     if result is None:
         return 0
     evaluation = result.evaluation
-    show(evaluation, as_json=as_json)  # first: a file that cannot be written costs no figures
-    if output is not None:
-        text = json.dumps(evaluation.as_dict(), indent=2, ensure_ascii=False) + "\n"
-        files.write(output, text.encode())
-    if report is not None:
+    show(evaluation, as_json=outputs.as_json, output=outputs.output)
+    if outputs.report is not None:
         from i3d.tasks.evaluate.page import write_page
 
-        write_page(evaluation, report, thumbnails=result.thumbnails)
-    for location in (output, report, predictions):
-        if location is not None:
-            click.echo(f"wrote {location}", err=True)
-    return 1 if strict and evaluation.predictions.about.skipped else 0
+        write_page(evaluation, outputs.report, thumbnails=result.thumbnails)
+    say_written(outputs.output, outputs.report, outputs.predictions)
+    return outputs.exit_code(evaluation.predictions.about.skipped)

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -22,25 +22,11 @@ from i3d.data.shards import Failure
 from i3d.errors import DatasetError, UsageError
 from i3d.presets import STREAMS, Stream
 from i3d.records import parsed, plain
+from i3d.tasks.network import UsedCheckpoint
 
 KIND = "i3d predictions 1"
 MAX_BYTES = 1 << 34  # Kinetics-700's 650,000 videos with both streams have 4 GB of logits
 MAX_ABOUT_BYTES = 1 << 29
-
-
-@dataclass(frozen=True)
-class UsedCheckpoint:
-    """A network whose logits these are.
-
-    Attributes:
-        name: as the user named it.
-        source: where its weights came from, in words; empty if it does not say.
-        weights_sha256: of its arrays, whatever file format they came in.
-    """
-
-    name: str
-    source: str
-    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -78,21 +64,13 @@ class About:
         """What was seen of each video."""
         return Views(self.frames, self.clips, self.crops)
 
-    def differences(self, other: Self) -> list[str]:
-        """What makes two runs incomparable, a line each; versions and outcome do not count."""
-
-        def settings(about: About) -> dict[str, Any]:
-            weights = {s: used.weights_sha256 for s, used in sorted(about.checkpoints.items())}
-            left_out = ("versions", "found", "skipped", "checkpoints")
-            kept = {name: value for name, value in plain(about).items() if name not in left_out}
-            return {**kept, "weights_sha256": weights}
-
-        mine, theirs = settings(self), settings(other)
-        return [
-            f"{name} was {_short(mine[name])} and is {_short(theirs[name])}"
-            for name in mine
-            if mine[name] != theirs[name]
-        ]
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes two runs comparable: neither versions nor the outcome."""
+        left_out = ("versions", "found", "skipped", "checkpoints")
+        kept = {name: value for name, value in plain(self).items() if name not in left_out}
+        weights = {s: used.weights_sha256 for s, used in sorted(self.checkpoints.items())}
+        return {**kept, "weights_sha256": weights}
 
 
 @dataclass(frozen=True)
@@ -113,11 +91,6 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.videos)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_location(location: files.Location) -> None:
@@ -321,120 +294,3 @@ def fuse(tables: Sequence[Predictions], names: Sequence[str]) -> Predictions:
     ordered = {stream: logits[stream] for stream in STREAMS if stream in logits}
     truth = first.targets[[rows[0][video] for video in common]]
     return Predictions(about, tuple(common), truth, ordered)
-
-
-# --- parts: what one process has done so far ------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some videos' outcomes: logits, or the reason why there are none.
-
-    Attributes:
-        videos: numbers in the plan, with logits.
-        logits: stream -> float32 (n, num_classes).
-        skipped: (number in the plan, reason).
-    """
-
-    videos: tuple[int, ...]
-    logits: dict[Stream, np.ndarray]
-    skipped: tuple[tuple[int, str], ...]
-
-    def to_bytes(self, about: About) -> bytes:
-        """As ``.npz``."""
-        reasons = json.dumps([reason for _, reason in self.skipped]).encode()
-        arrays: dict[str, Any] = {
-            "about": np.frombuffer(_settings(about), np.uint8),
-            "videos": np.array(self.videos, np.int64),
-            "skipped": np.array([i for i, _ in self.skipped], np.int64),
-            "reasons": np.frombuffer(reasons, np.uint8),
-            **{f"{stream}_logits": values for stream, values in self.logits.items()},
-        }
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        return buffer.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, about: About, where: str) -> Self:
-        """Read what `to_bytes` wrote for the same settings.
-
-        Raises:
-            UsageError: it was written with other settings; the message names the difference.
-            DatasetError: damaged.
-        """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                before = parsed(KIND, About, arrays["about"].tobytes(), where)
-                differences = before.differences(about)
-                if differences:
-                    raise UsageError(
-                        f"{where} was begun with other settings: {'; '.join(differences)}; go on "
-                        "with those, or delete it"
-                    )
-                videos = arrays["videos"].tolist()
-                streams: list[Stream] = [s for s in STREAMS if s in about.checkpoints]
-                logits = {s: arrays[f"{s}_logits"].astype(np.float32) for s in streams}
-                reasons = json.loads(arrays["reasons"].tobytes())
-                skipped = tuple(zip(arrays["skipped"].tolist(), map(str, reasons), strict=True))
-            if any(v.shape != (len(videos), len(about.classes)) for v in logits.values()):
-                raise ValueError("logits of another shape")
-        except UsageError:
-            raise
-        except Exception as error:  # numpy and zipfile raise a dozen kinds over damaged bytes
-            raise DatasetError(f"{where} is damaged ({error}); delete it and resume again") from (
-                error
-            )
-        return cls(tuple(videos), logits, skipped)
-
-
-def _settings(about: About) -> bytes:
-    unfinished = replace(about, found=0, skipped=())
-    return json.dumps({"format": KIND, **plain(unfinished)}).encode("ascii")
-
-
-class Parts:
-    """The folder of parts beside a predictions file: ``NAME.parts/part-RANK-NUMBER.npz``.
-
-    Each appears whole. Ranks do not read each other's while they run.
-    """
-
-    def __init__(self, predictions: files.Location, about: About, *, rank: int) -> None:
-        self.folder = f"{predictions}.parts"
-        self.about, self.rank = about, rank
-        self._number = 0
-
-    def _names(self) -> list[str]:
-        if not files.exists(self.folder):
-            return []
-        names = files.names_in(self.folder)
-        return sorted(n for n in names if n.startswith("part-") and n.endswith(".npz"))
-
-    def read(self) -> list[Part]:
-        """All that any process has written."""
-        parts = []
-        for name in self._names():
-            location = files.join(self.folder, name)
-            with files.open_read(location) as file:
-                parts.append(Part.from_bytes(file.read(MAX_BYTES), self.about, location))
-            rank, number = name.removesuffix(".npz").split("-")[1:3]
-            if int(rank) == self.rank:
-                self._number = max(self._number, int(number) + 1)
-        return parts
-
-    def refuse(self) -> None:
-        """Raise a UsageError if there are parts: another run's work is neither mixed nor lost."""
-        if self._names():
-            raise UsageError(
-                f"{self.folder} holds an unfinished evaluation; pass --resume to go on with it, or "
-                "delete it to begin again"
-            )
-
-    def write(self, part: Part) -> None:
-        """Add one."""
-        name = f"part-{self.rank:05d}-{self._number:05d}.npz"
-        self._number += 1
-        files.write(files.join(self.folder, name), part.to_bytes(self.about))
-
-    def remove(self) -> None:
-        """Delete all of them and the folder; called when the predictions are written."""
-        files.remove_folder(self.folder)

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from i3d.tasks.features.extraction import Options, extract
+    from i3d.tasks.features.extraction import Extracted, extract
+    from i3d.tasks.features.options import Options
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "extraction": "Options extract",
+        "options": "Options",
+        "extraction": "Extracted extract",
     },
 )

@@ -19,9 +19,10 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote
@@ -29,19 +30,19 @@ from urllib.parse import unquote
 import numpy as np
 
 from i3d import files
-from i3d.data.shards import FAILURES_FILE, Failure
+from i3d.data.shards import FAILURES_FILE
 from i3d.errors import DatasetError, UsageError
 from i3d.parallel.pool import temporary_file
 from i3d.presets import Stream
-from i3d.records import plain, sealed, split_seal
-from i3d.tasks.evaluate.predictions import UsedCheckpoint
+from i3d.records import differences, plain, refuse_other_settings, sealed, split_seal
+from i3d.tasks.network import UsedCheckpoint
 
 KIND = "i3d features 1"
 FAILURE_KIND = "i3d feature failure 1"
 SETTINGS_FILE = "features.json"
-MERGED = {".parquet": "parquet", ".h5": "hdf5", ".hdf5": "hdf5"}  # by OUTPUT's suffix
 BLOCK_BYTES = 1 << 24  # of rows in memory at a time
 MAX_JSON_BYTES = 1 << 29
+_THREADS = 16  # for small files: a request to S3 takes 20 ms or more
 MAX_NAME_BYTES = 200  # file systems take 255; the rest is for suffixes and temporary names
 
 
@@ -143,42 +144,6 @@ def block_rows(row_shape: Sequence[int]) -> int:
     return max(1, BLOCK_BYTES // (4 * max(1, int(np.prod(row_shape, dtype=np.int64)))))
 
 
-def output_format(output: files.Location, wanted: str | None) -> tuple[str, str]:
-    """(format, format of the videos' files) of an output.
-
-    Raises:
-        UsageError: the format and the suffix contradict, or a library is missing.
-    """
-    text = os.fspath(output)
-    suffix = text[text.rfind(".") :] if "." in text.rpartition("/")[2] else ""
-    merged = MERGED.get(suffix)
-    if merged is None:
-        if wanted in MERGED.values():
-            endings = " or ".join(s for s, f in MERGED.items() if f == wanted)
-            raise UsageError(f"{text}: --format {wanted} makes one file; let it end in {endings}")
-        return wanted or "npz", wanted or "npz"
-    if wanted not in (None, merged):
-        raise UsageError(f"{text} is one {merged} file; --format {wanted} needs a folder")
-    _library(merged)
-    return merged, "npz"
-
-
-def _library(merged: str) -> Any:
-    try:
-        if merged == "parquet":
-            import pyarrow.parquet
-
-            return pyarrow
-        import h5py
-
-        return h5py
-    except ImportError as error:
-        package = {"parquet": "pyarrow", "hdf5": "h5py"}[merged]
-        raise UsageError(
-            f"{merged} needs {package}: pip install 'i3d[{merged}]', or name a folder"
-        ) from error
-
-
 # --- a folder of videos' files --------------------------------------------------------------------
 
 
@@ -242,7 +207,7 @@ class FeatureFolder:
         try:
             files.create(location, data)
         except FileExistsError:
-            compare(read_settings(location), self.settings, self.folder)
+            refuse_other_features(self.folder, read_settings(location), self.settings)
 
     def _location(self, i: int, suffix: str) -> str:
         return files.join(self.folder, f"{self.names[i]}{suffix}")
@@ -257,6 +222,28 @@ class FeatureFolder:
                 prefix = f"{parent}/" if parent else ""
                 found |= {f"{prefix}{name}" for name in files.names_in(place)}
         return found
+
+    def outcomes(self) -> set[int]:
+        """Numbers of the videos that have features, or the reason why not."""
+        there = self._listing()
+        endings = self.suffix, ".error.json"
+        return {
+            i for i, name in enumerate(self.names) if any(f"{name}{e}" in there for e in endings)
+        }
+
+    def measure(self, videos: Iterable[int]) -> tuple[int, int]:
+        """Rows, and frames of the videos, in the files of some that are done."""
+
+        def measure_one(i: int) -> tuple[int, int]:
+            if self.settings.container == "npz":
+                with self.open(i) as video:
+                    return len(video.start_seconds), int(video.about["frames"])
+            about = _read_json(self._location(i, ".npy.json"), KIND)
+            return len(about["start_seconds"]), int(about["frames"])
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = list(pool.map(measure_one, videos))
+        return sum(rows for rows, _ in found), sum(frames for _, frames in found)
 
     def done(self) -> set[int]:
         """Numbers of the videos that have features."""
@@ -418,10 +405,15 @@ def _read_header(file: IO[bytes]) -> tuple[int, ...]:
 def _read_json(location: str, kind: str) -> dict[str, Any]:
     with files.open_read(location) as file:
         data = file.read(MAX_JSON_BYTES)
-    return _document(data, kind, location)
+    return parse_document(data, kind, location)
 
 
-def _document(data: bytes | str, kind: str, where: str) -> dict[str, Any]:
+def parse_document(data: bytes | str, kind: str, where: str) -> dict[str, Any]:
+    """A JSON object of our format.
+
+    Raises:
+        DatasetError: damaged, or of another format.
+    """
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -442,167 +434,23 @@ def read_settings(location: str) -> dict[str, Any]:
     head, digest = split_seal(data)
     if not digest:
         raise DatasetError(f"{location} is damaged or was edited: its seal does not match")
-    return _document(head.removesuffix(b",\n") + b"}", KIND, location)
+    return parse_document(head.removesuffix(b",\n") + b"}", KIND, location)
 
 
-def compare(before: Mapping[str, Any], settings: FeatureSettings, where: str) -> None:
-    """Refuse settings that differ.
-
-    Raises:
-        UsageError: with the differences.
-    """
-    now = plain(settings)
-    lines = [
-        f"{name} was {_short(before.get(name))} and is {_short(now[name])}"
-        for name in now
-        if name != "checkpoints" and before.get(name) != now[name]
-    ]
-    weights = {s: used["weights_sha256"] for s, used in now["checkpoints"].items()}
-    known = before.get("checkpoints") or {}
-    then = {s: used.get("weights_sha256") for s, used in known.items()}
-    if then != weights:
-        lines.append(f"the checkpoints' weights were {_short(then)} and are {_short(weights)}")
-    if lines:
-        raise UsageError(
-            f"{where} was begun with other settings: {'; '.join(lines)}. Use the same settings, or "
-            "another output"
-        )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-# --- one file for all videos ----------------------------------------------------------------------
-
-
-def merge(folder: FeatureFolder, output: files.Location, merged: str) -> None:
-    """Write one file from a finished folder, in which some video has features.
+def refuse_other_features(where: str, before: Mapping[str, Any], settings: FeatureSettings) -> None:
+    """Refuse to go on with features of other settings.
 
     Raises:
-        DatasetError: a file is damaged.
+        UsageError: names the differences.
     """
-    done, failures = sorted(folder.done()), folder.failures()
-    write = {"parquet": _write_parquet, "hdf5": _write_hdf5}[merged]
-    skipped = [Failure(folder.keys[i], reason) for i, reason in sorted(failures.items())]
-    with files.atomic_file(output) as path:
-        write(path, folder, done, skipped)
 
+    def comparable(document: Mapping[str, Any]) -> dict[str, Any]:
+        used = document.get("checkpoints") or {}
+        return {
+            **{f.name: document.get(f.name) for f in fields(FeatureSettings)},
+            # under whatever name a checkpoint was given
+            "checkpoints": {stream: c.get("weights_sha256") for stream, c in used.items()},
+        }
 
-def _merged_about(
-    folder: FeatureFolder, done: Sequence[int], skipped: Sequence[Failure]
-) -> dict[str, Any]:
-    looped, damaged = [], []
-    for i in done:
-        with folder.open(i) as video:
-            if video.about["looped"]:
-                looped.append(folder.keys[i])
-            if video.about["damage"] is not None:
-                damaged.append({"video": folder.keys[i], "damage": video.about["damage"]})
-    with folder.open(done[0]) as video:
-        shapes = {stream: list(video.shape(stream))[1:] for stream in _streams(folder)}
-    return {
-        "format": KIND,
-        **plain(folder.settings),
-        "row_shapes": shapes,
-        "found": len(folder.keys),
-        "skipped": [{"video": failure.key, "reason": failure.reason} for failure in skipped],
-        "looped": looped,
-        "damaged": damaged,
-    }
-
-
-def _streams(folder: FeatureFolder) -> list[Stream]:
-    streams: list[Stream] = ["rgb", "flow"]
-    return [stream for stream in streams if stream in folder.settings.checkpoints]
-
-
-def _write_parquet(
-    path: Path, folder: FeatureFolder, done: Sequence[int], skipped: Sequence[Failure]
-) -> None:
-    """One row a row: video, start_seconds, end_seconds, and a list of floats a stream."""
-    pa = _library("parquet")
-    about = _merged_about(folder, done, skipped)
-    streams = _streams(folder)
-    sizes = {s: int(np.prod(about["row_shapes"][s], dtype=np.int64)) for s in streams}
-    columns = [("video", pa.string()), ("start_seconds", pa.float64())]
-    columns += [("end_seconds", pa.float64())]
-    columns += [(s, pa.list_(pa.float32(), sizes[s])) for s in streams]
-    schema = pa.schema(columns, metadata={"i3d": json.dumps(about).encode("ascii")})
-    waiting: list[Any] = []
-    with pa.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-
-        def flush() -> None:
-            if waiting:
-                writer.write_table(pa.Table.from_batches(waiting, schema))
-                waiting.clear()
-
-        for i in done:
-            with folder.open(i) as video:
-                start = 0
-                size = min(block_rows(about["row_shapes"][s]) for s in streams)
-                for blocks in zip(*(video.blocks(s, rows=size) for s in streams), strict=True):
-                    end = start + len(blocks[0])
-                    arrays = [
-                        pa.array([folder.keys[i]] * (end - start)),
-                        pa.array(video.start_seconds[start:end]),
-                        pa.array(video.end_seconds[start:end]),
-                        *(
-                            pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), sizes[s])
-                            for s, block in zip(streams, blocks, strict=True)
-                        ),
-                    ]
-                    waiting.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
-                    start = end
-                    if sum(batch.nbytes for batch in waiting) > BLOCK_BYTES:
-                        flush()
-        flush()
-
-
-def _write_hdf5(
-    path: Path, folder: FeatureFolder, done: Sequence[int], skipped: Sequence[Failure]
-) -> None:
-    """videos/KEY/rgb, flow, start_seconds, end_seconds; ``/`` in a key is ``%2F``; about beside."""
-    h5py = _library("hdf5")
-    about = _merged_about(folder, done, skipped)
-    with h5py.File(path, "w") as file:
-        file["about"] = json.dumps(about)
-        videos = file.create_group("videos")
-        for i in done:
-            with folder.open(i) as video:
-                # No key has a literal %2F of its own: a percent sign in a name is %25 there.
-                group = videos.create_group(folder.keys[i].replace("/", "%2F"))
-                group["start_seconds"] = video.start_seconds
-                group["end_seconds"] = video.end_seconds
-                for stream in _streams(folder):
-                    stored = group.create_dataset(stream, video.shape(stream), "<f4")
-                    start = 0
-                    for block in video.blocks(stream, rows=block_rows(stored.shape[1:])):
-                        stored[start : start + len(block)] = block
-                        start += len(block)
-
-
-def read_merged_about(location: files.Location) -> dict[str, Any]:
-    """What stands beside the rows in a Parquet or HDF5 file.
-
-    Raises:
-        DatasetError: not a file of ours.
-    """
-    text = os.fspath(location)
-    merged = next(kind for suffix, kind in MERGED.items() if text.endswith(suffix))
-    library = _library(merged)
-    data: bytes | str
-    try:
-        with files.open_read(location) as file:
-            if merged == "parquet":
-                data = (library.parquet.read_schema(file).metadata or {}).get(b"i3d", b"")
-            else:
-                with library.File(file, "r") as stored:
-                    data = stored["about"][()]
-    except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
-        reason = str(error).splitlines()[0]
-        raise DatasetError(f"{text}: not a feature file ({reason}); name another output") from error
-    return _document(data, KIND, text)
+    lines = differences(comparable(before), comparable(plain(settings)))
+    refuse_other_settings(where, lines)

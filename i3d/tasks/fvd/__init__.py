@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from i3d.tasks.fvd.metric import FewVideosWarning, FrechetVideoDistance, Options, fvd
+    from i3d.tasks.fvd.metric import FewVideosWarning, FrechetVideoDistance
     from i3d.tasks.fvd.protocols import PROTOCOLS, Protocol
+    from i3d.tasks.fvd.sets import fvd, save_set
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "metric": "FewVideosWarning FrechetVideoDistance Options fvd",
+        "metric": "FewVideosWarning FrechetVideoDistance",
+        "sets": "fvd save_set",
         "protocols": "PROTOCOLS Protocol",
     },
 )

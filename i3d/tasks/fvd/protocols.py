@@ -18,16 +18,13 @@ What was read (facts, not code):
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, get_args
 
 from i3d.errors import UsageError
 from i3d.models.i3d import BATCH_NORM_EPS
 from i3d.presets import MIN_FRAMES
-
-Endpoint = Literal["logits", "features"]
-Resize = Literal["tf1", "half-pixel"]
-Fit = Literal["squash", "crop"]
-Divisor = Literal["n-1", "n"]
+from i3d.tasks.fvd.options import Divisor, Endpoint, Fit, Resize
+from i3d.tasks.options import check_choice
 
 SCALE = "2x/255-1"  # of all three: pixels 0..255 -> [-1, 1]
 MAX_FRAMES = 4096
@@ -73,15 +70,10 @@ class Protocol:
     videos: int | None = None
 
     def __post_init__(self) -> None:
-        choices = {
-            "endpoint": (self.endpoint, ("logits", "features")),
-            "resize": (self.resize, ("tf1", "half-pixel")),
-            "fit": (self.fit, ("squash", "crop")),
-            "divisor": (self.divisor, ("n-1", "n")),
-        }
-        for name, (value, known) in choices.items():
-            if value not in known:
-                raise UsageError(f"{name} {value!r}: it must be {' or '.join(known)}")
+        check_choice("endpoint", self.endpoint, get_args(Endpoint))
+        check_choice("resize", self.resize, get_args(Resize))
+        check_choice("fit", self.fit, get_args(Fit))
+        check_choice("divisor", self.divisor, get_args(Divisor))
         if not 0 < self.bn_eps < 1:
             raise UsageError(f"bn_eps {self.bn_eps}: it must lie between 0 and 1, as 1e-3 does")
         if not MIN_FRAMES <= self.frames <= MAX_FRAMES:
@@ -145,7 +137,6 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
     )
 }
-DEFAULT_PROTOCOL = "google-2018"
 
 
 def find_protocol(name: str) -> Protocol:
@@ -159,7 +150,7 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def changed(protocol: str | Protocol, changes: Mapping[str, Any]) -> Protocol:
+def change_protocol(protocol: str | Protocol, changes: Mapping[str, Any]) -> Protocol:
     """A protocol with some settings replaced; it keeps its name, and `Protocol.changes` tells.
 
     Raises:

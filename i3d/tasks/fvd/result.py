@@ -24,13 +24,13 @@ from i3d.metrics.frechet import (
     kernel_distance,
 )
 from i3d.tasks.fvd.protocols import SCALE, Protocol, find_protocol
-from i3d.tasks.fvd.statistics import Weights
+from i3d.tasks.fvd.statistics import WeightsRecord
 
 REASONS_SHOWN = 3  # of skipped videos
 
 
 @dataclass(frozen=True)
-class Videos:
+class Tally:
     """One set, and what became of its videos: found = used + skipped + left_out.
 
     Attributes:
@@ -75,11 +75,11 @@ class Result:
 
     value: float
     protocol: Protocol
-    weights: Weights | None
+    weights: WeightsRecord | None
     precision: str
     dimensions: int
-    real: Videos
-    fake: Videos
+    real: Tally
+    fake: Tally
     interval: Interval | None = None
     kvd: float | None = None
     points: tuple[CurvePoint, ...] = ()
@@ -165,13 +165,13 @@ class Result:
             lines.append(f"extrapolated to endlessly many videos: {self.endless:.6g}")
         for side, videos in (("real", self.real), ("fake", self.fake)):
             if videos.skipped or videos.left_out:
-                lines.append(account(side, videos))
+                lines.append(describe_tally(side, videos))
         if self.warning is not None:
             lines.append(f"warning: {self.warning}")
         return "\n".join(lines)
 
 
-def account(side: str, videos: Videos) -> str:
+def describe_tally(side: str, videos: Tally) -> str:
     """What became of a set's videos, with the first reasons."""
     text = (
         f"{side}: {videos.found} found = {videos.used} used + {videos.skipped} skipped + "
@@ -183,11 +183,11 @@ def account(side: str, videos: Videos) -> str:
     return text + (f"\n  and {more} more" if more > 0 else "")
 
 
-def computed(
+def compute_result(
     moments: tuple[Moments, Moments],
-    videos: tuple[Videos, Videos],
+    tallies: tuple[Tally, Tally],
     protocol: Protocol,
-    weights: Weights | None,
+    weights: WeightsRecord | None,
     precision: str,
     *,
     kvd: bool = False,
@@ -196,7 +196,7 @@ def computed(
     """Compute all that is asked for."""
     one, other = moments
     unbiased = protocol.unbiased
-    for side, m, v in zip(("real", "fake"), moments, videos, strict=True):
+    for side, m, v in zip(("real", "fake"), moments, tallies, strict=True):
         if m.count < 2:
             first = f"; the first, {v.reasons[0].key}: {v.reasons[0].reason}" if v.reasons else ""
             raise DatasetError(
@@ -225,8 +225,8 @@ def computed(
         weights=weights,
         precision=precision,
         dimensions=one.dimensions,
-        real=videos[0],
-        fake=videos[1],
+        real=tallies[0],
+        fake=tallies[1],
         interval=bootstrap(one, other, unbiased=unbiased) if few else None,
         kvd=kernel,
         points=growth,

@@ -14,13 +14,14 @@ digit from its videos and from its file.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from i3d import files
 from i3d.errors import DatasetError, UsageError
 from i3d.metrics.frechet import MAX_DIMENSIONS, Moments
-from i3d.records import sealed, unsealed
+from i3d.records import differences, sealed, unsealed
 from i3d.tasks.fvd.protocols import Protocol, find_protocol
 
 FORMAT = "i3d-fvd-statistics-1"
@@ -30,7 +31,7 @@ MAX_ROWS = 1 << 15  # of features: twice MAX_DIMENSIONS
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightsRecord:
     """The network that made the features.
 
     Attributes:
@@ -66,7 +67,7 @@ class Record:
     """
 
     protocol: Protocol
-    weights: Weights
+    weights: WeightsRecord
     precision: str
     origin: str
     found: int
@@ -74,6 +75,16 @@ class Record:
     skipped: int
     i3d: str
     arrays_sha256: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What features must have in common to be compared."""
+        return {
+            **self.protocol.settings,
+            "protocol": self.protocol.name,
+            "weights": self.weights.sha256,
+            "precision": self.precision,
+        }
 
 
 def write_statistics(location: files.Location, record: Record, moments: Moments) -> None:
@@ -154,16 +165,10 @@ def check_same(one: Record, other: Record, names: tuple[str, str]) -> None:
     Raises:
         UsageError: names every difference.
     """
-    pairs = [
-        (key, value, other.protocol.settings[key]) for key, value in one.protocol.settings.items()
-    ]
-    pairs.append(("protocol", one.protocol.name, other.protocol.name))
-    pairs.append(("weights", one.weights.sha256[:12], other.weights.sha256[:12]))
-    pairs.append(("precision", one.precision, other.precision))
-    different = [f"{key} {a} and {b}" for key, a, b in pairs if a != b]
+    different = differences(one.settings, other.settings)
     if different:
         raise UsageError(
-            f"{names[0]} and {names[1]} were not made alike: {', '.join(different)}; make both "
+            f"{names[0]} and {names[1]} were not made alike: {'; '.join(different)}. Make both "
             "with the same checkpoint, protocol and options"
         )
 

@@ -6,12 +6,14 @@ from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
     from i3d.tasks.precompute.dry_run import dry_run
-    from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
+    from i3d.tasks.precompute.options import Settings, Work
+    from i3d.tasks.precompute.writing import Precomputed, precompute
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "writing": "Settings VideoSet precompute",
+        "options": "Settings Work",
+        "writing": "Precomputed precompute",
         "dry_run": "dry_run",
     },
 )

@@ -7,14 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from i3d.console import progress_bar
+from i3d import files
+from i3d.console import progress_bar, say
 from i3d.data.kinetics import Dataset, Video
-from i3d.errors import VideoError
-from i3d.flow import check_device
+from i3d.data.videos import VideoSet, open_videos
+from i3d.errors import UsageError, VideoError
 from i3d.parallel.pool import Failed, Result
-from i3d.parallel.process import checked_workers, default_workers
+from i3d.parallel.process import count_cores
 from i3d.parallel.world import World
-from i3d.tasks.precompute.writing import Settings, VideoSet, judged, open_pool, plan, video_task
+from i3d.tasks.precompute.encode import choose_flow_device, job_error, open_pool, video_task
+from i3d.tasks.precompute.options import Settings, Work
+from i3d.tasks.precompute.plan import make_manifest
 from i3d.video import probe_video
 
 WARM_UP_SECONDS = 0.2
@@ -80,21 +83,24 @@ class DryRun:
 
 
 def dry_run(
-    videos: VideoSet,
+    videos: files.Location | VideoSet,
     *,
-    settings: Settings = Settings(),  # noqa: B008 (frozen)
-    workers: int | None = None,
-    device: str = "cpu",
+    settings: Settings = Settings(),
+    work: Work = Work(),
     progress: bool = False,
 ) -> DryRun:
     """Say what `precompute` would do, from every video's header and a sample encoded in full.
 
     Arguments and errors are those of `precompute`. Nothing is written.
     """
-    check_device(device)
-    workers = checked_workers(workers, World())
-    dataset = videos.read(progress=progress)
-    manifest = plan(dataset, videos.location, settings, device=device)
+    device = choose_flow_device(work.device, World())
+    workers = work.workers or count_cores(World())
+    with open_videos(videos, labels="required", say=say if progress else None) as contents:
+        root = VideoSet.of(videos).location
+        if contents.dataset is None:
+            raise UsageError(f"{root} holds no videos to precompute")
+        dataset = contents.dataset
+        manifest = make_manifest(dataset, root, settings, device=device)
     by_key = {video.key: video for video in dataset.videos}
     unreadable = _unreadable(dataset, "headers" if progress else None)
     bad = {key for key, _ in unreadable}
@@ -112,7 +118,7 @@ def dry_run(
             start = 0.0
             for i, (task, outcome) in enumerate(pool.map([warm_up, *tasks], ahead=1)):
                 if isinstance(outcome, Failed):
-                    raise judged(outcome, task.location)
+                    raise job_error(outcome, task.location)
                 if i == 0:
                     start = time.monotonic()
                 bar.update(i)
@@ -151,7 +157,7 @@ def _unreadable(dataset: Dataset, title: str | None) -> list[tuple[str, str]]:
     found = []
     with (
         progress_bar(title, total=len(dataset.videos), unit="videos") as bar,
-        ThreadPoolExecutor(4 * default_workers(World())) as pool,
+        ThreadPoolExecutor(4 * count_cores(World())) as pool,
     ):
         for i, (video, why) in enumerate(
             zip(dataset.videos, pool.map(reason, dataset.videos), strict=True), 1

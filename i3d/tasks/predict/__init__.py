@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from i3d.tasks.predict.predictor import Prediction, Predictor, predict
+    from i3d.tasks.predict.predictor import Predictor, predict
+    from i3d.tasks.predict.result import Prediction
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "predictor": "Prediction Predictor predict",
+        "predictor": "Predictor predict",
+        "result": "Prediction",
     },
 )

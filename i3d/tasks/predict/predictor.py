@@ -5,130 +5,33 @@ frames (T, H, W, 3) --rgb_clip--> (3, T, 224, 224) --RGB network--> logits --+
   +--TV-L1--> (T-1, H, W, 2) --flow_clip--> (2, T-1, 224, 224) --flow net--> logits
 """
 
-import json
 import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import click
 import numpy as np
 import torch
 
 from i3d.clips import flow_clip, loop_frames, rgb_clip
-from i3d.console import progress_bar
+from i3d.console import progress_bar, say, show
 from i3d.errors import CheckpointError, I3DError, StorageError, UsageError, VideoError
 from i3d.flow import optical_flow
-from i3d.metrics import probabilities
 from i3d.models.exported.runtimes import ExportedNetwork
 from i3d.models.i3d import I3D
+from i3d.parallel.process import count_cores
+from i3d.parallel.world import World
 from i3d.presets import MIN_FRAMES, Preset, find_preset
-from i3d.tasks.network import choose_device, forward, open_network
+from i3d.report.plot import check_plot
+from i3d.tasks.network import choose_device, compute, open_network
+from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, Options
+from i3d.tasks.predict.result import Prediction, Window, top_classes
+from i3d.tasks.predict.timeline import plot_timeline
 from i3d.video import DamagedVideoWarning, Source, VideoReader
 
-DEFAULT_CHECKPOINTS = ("rgb_imagenet_kinetics400",)
 PLOT_WINDOW_SECONDS = 2.56  # 64 frames at 25 fps: the snippets that the networks were trained on
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """One class of a prediction: ``probability`` in 0..1, ``logit`` summed over the streams."""
-
-    name: str
-    index: int
-    probability: float
-    logit: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """As ``i3d predict --json`` prints it."""
-        return {
-            "class": self.name,
-            "index": self.index,
-            "probability": self.probability,
-            "logit": self.logit,
-        }
-
-
-@dataclass(frozen=True)
-class Window:
-    """A stretch of a video and its logits, float32 (num_classes,), summed over the streams."""
-
-    start_seconds: float
-    end_seconds: float
-    logits: np.ndarray
-    frame: np.ndarray  # uint8 (H, W, 3): the middle one, to show
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable classes of a video, best first.
-
-    Attributes:
-        video: its path, URL or other name.
-        frames: frames at 25 fps that were looked at, before looping.
-        seconds: their duration.
-        checkpoints: names or paths of the networks whose logits were summed.
-        predictions: the ``top_k`` classes; with windows, of their mean logits.
-        windows: one a window with ``every_seconds``, else one for the whole clip.
-        classes: names of all classes, in the order of the logits.
-        damage: what was lost of a damaged file, or None.
-    """
-
-    video: str
-    frames: int
-    seconds: float
-    checkpoints: tuple[str, ...]
-    predictions: tuple[ClassScore, ...]
-    windows: tuple[Window, ...] = field(repr=False)
-    classes: tuple[str, ...] = field(repr=False)
-    damage: str | None = None
-    every_seconds: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """As ``i3d predict --json`` prints it."""
-        result: dict[str, Any] = {
-            "video": self.video,
-            "frames": self.frames,
-            "seconds": self.seconds,
-            "checkpoints": list(self.checkpoints),
-            "predictions": [score.as_dict() for score in self.predictions],
-        }
-        if self.every_seconds is not None:
-            result["windows"] = [
-                {
-                    "start_seconds": window.start_seconds,
-                    "end_seconds": window.end_seconds,
-                    "predictions": [
-                        score.as_dict()
-                        for score in top_classes(
-                            window.logits, self.classes, top_k=len(self.predictions)
-                        )
-                    ],
-                }
-                for window in self.windows
-            ]
-        if self.damage is not None:
-            result["damage"] = self.damage
-        return result
-
-    def __str__(self) -> str:
-        lines = [f"{self.video}  ({self.frames} frames, {self.seconds:.1f} s)"]
-        if self.damage is not None:
-            lines.append(f"  damaged: {self.damage}")
-        if self.every_seconds is not None:
-            for window in self.windows:
-                best = top_classes(window.logits, self.classes, top_k=1)[0]
-                span = f"{window.start_seconds:8.2f} -{window.end_seconds:8.2f} s"
-                lines.append(f"{span}  {best.probability:7.2%}  {best.name}")
-            lines.append("  mean of the windows:")
-        lines += [
-            f"  {score.probability:7.2%}  {score.name}  (logit {score.logit:.3f})"
-            for score in self.predictions
-        ]
-        return "\n".join(lines)
 
 
 def predict(
@@ -280,23 +183,14 @@ class Predictor:
                     if model.stream == "rgb"
                     else self._flow_clip(frames, clip_frames)
                 )
-            total += forward(model, clips[model.stream][None].to(self.device))[0]
+            total += compute(model, clips[model.stream][None].to(self.device))[0]
         return total.cpu().numpy()
 
     def _flow_clip(self, frames: np.ndarray, clip_frames: int) -> torch.Tensor:
         if len(frames) < 2:
             raise VideoError("a video of one frame has no flow; use an RGB checkpoint alone")
-        flow = optical_flow(frames, threads=os.cpu_count() or 1)
+        flow = optical_flow(frames, device=self.device, threads=count_cores(World()))
         return flow_clip(loop_frames(flow, clip_frames), crop=self.preset.crop)
-
-
-def top_classes(
-    logits: np.ndarray, classes: Sequence[str], *, top_k: int
-) -> tuple[ClassScore, ...]:
-    """The ``top_k`` best of logits (num_classes,); equal ones in the order of their index."""
-    shares = probabilities(logits)
-    best = np.argsort(-logits, kind="stable")[:top_k]
-    return tuple(ClassScore(classes[i], int(i), float(shares[i]), float(logits[i])) for i in best)
 
 
 def _windows(
@@ -323,26 +217,31 @@ def _windows(
         yield start, np.stack(kept)
 
 
-def run(
-    videos: Sequence[str],
-    *,
-    checkpoints: Sequence[str],
-    top_k: int,
-    every_seconds: float | None,
-    plot: Path | None,
-    device: str,
-    runtime: str | None,
-    as_json: bool,
-) -> int:
+@dataclass(frozen=True)
+class _Predictions:
+    """The outcomes of all videos, for a person or a machine."""
+
+    results: list[dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"results": self.results}
+
+
+def run(options: Options, videos: Sequence[str]) -> int:
     """``i3d predict``: print a prediction for every video; 1 if any failed, else 0."""
-    if plot is not None:
+    every_seconds = options.every_seconds
+    if options.plot is not None:
         if len(videos) > 1:
             raise UsageError(f"--plot draws one video, not {len(videos)}; call it for each")
+        check_plot(options.plot)
         every_seconds = PLOT_WINDOW_SECONDS if every_seconds is None else every_seconds
     predictor = Predictor(
-        checkpoints or DEFAULT_CHECKPOINTS, device=device, runtime=runtime, progress=True
+        options.checkpoints or DEFAULT_CHECKPOINTS,
+        device=options.device,
+        runtime=options.runtime,
+        progress=True,
     )
-    outcomes = predictor.predict_many(videos, top_k=top_k, every_seconds=every_seconds)
+    outcomes = predictor.predict_many(videos, top_k=options.top_k, every_seconds=every_seconds)
     results: list[dict[str, Any]] = []
     failed = 0
     title = "predict" if len(videos) > 1 else None
@@ -351,18 +250,16 @@ def run(
             bar.update(done)
             if isinstance(outcome, Prediction):
                 results.append(outcome.as_dict())
-                if not as_json:
-                    click.echo(str(outcome))
-                if plot is not None:
-                    from i3d.tasks.predict.timeline import plot_timeline  # matplotlib is an extra
-
-                    plot_timeline(outcome, plot)
+                if not options.as_json:
+                    show(outcome, as_json=False)
+                if options.plot is not None:
+                    plot_timeline(outcome, options.plot)
             else:
                 failed += 1
                 results.append({"video": video, "error": str(outcome)})
-                click.echo(f"i3d: {outcome}", err=True)
-    if as_json:
-        click.echo(json.dumps({"results": results}, indent=2, ensure_ascii=False))
+                say(f"i3d: {outcome}")
+    if options.as_json:
+        show(_Predictions(results), as_json=True)
     if len(videos) > 1:
-        click.echo(f"{len(videos) - failed} of {len(videos)} videos predicted", err=True)
+        say(f"{len(videos) - failed} of {len(videos)} videos predicted")
     return 1 if failed else 0

@@ -101,7 +101,7 @@ class Loop:
             first=self.step * order.accumulate,
             stop=total * order.accumulate,
             frames=options.frames,
-            workers=min(self.plan.workers, (total - self.step) * order.accumulate),
+            workers=self.plan.workers,
             flip=options.flip,
             pin=self.plan.device != "cpu",
         )

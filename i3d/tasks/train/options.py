@@ -2,19 +2,19 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 from i3d.errors import UsageError
 from i3d.presets import MIN_FRAMES, Stream
 from i3d.settings import option, required_option
+from i3d.tasks.options import Device, Precision, check_choice
 from i3d.tasks.train.recipe import Recipe, RecipeName, Schedule, find_recipe, original_steps
 
 SCRATCH = "scratch"
-PrecisionName = Literal["fp32", "bf16", "fp16"]
 
 RECIPE = "Recipe"
 NETWORK = "Network"
-ARITHMETIC = "Arithmetic"
+COMPUTING = "Computing"
 SAVING = "Saving and validation"
 
 
@@ -66,8 +66,8 @@ class Options:
     )
     batch_size: int | None = option(None, "Clips at a time, of each process.", default_is="6")
     accumulate: int = option(1, "Batches whose gradients make one step.", heading=RECIPE)
-    precision: PrecisionName = option(
-        "fp32", "Of the network's arithmetic; fp16 on CUDA alone.", heading=ARITHMETIC
+    precision: Precision = option(
+        "fp32", "Of the network's arithmetic; fp16 on CUDA alone.", heading=COMPUTING
     )
     clip_gradients: float | None = option(
         None, "Bound of the gradients' norm.", metavar="NORM", heading=RECIPE
@@ -84,7 +84,13 @@ class Options:
     width: float | None = option(
         None, "Of a network from scratch.", default_is="1", heading=NETWORK
     )
-    flip: bool = option(True, "Mirror half of the clips.", flag="--flip/--no-flip", heading=RECIPE)
+    flip: bool = option(
+        True,
+        "Mirror half of the clips.",
+        flag="--flip/--no-flip",
+        default_is="flip",
+        heading=RECIPE,
+    )
     bn_momentum: float | None = option(
         None,
         "Of BatchNorm's statistics.",
@@ -92,9 +98,9 @@ class Options:
         heading=NETWORK,
     )
     sync_batch_norm: bool = option(False, "Normalise over all processes' clips.", heading=NETWORK)
-    compile: bool = option(False, "Use torch.compile.", heading=ARITHMETIC)
+    compile: bool = option(False, "Use torch.compile.", heading=COMPUTING)
     seed: int = option(0, "Of all that is random.", heading=RECIPE)
-    device: str = option("auto", "Where to compute.", metavar="auto|cpu|cuda")
+    device: Device = option("auto", "Where to compute.", metavar="auto|cpu|cuda")
     workers: int | None = option(
         None,
         "Processes that read and decode.",
@@ -108,8 +114,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(PrecisionName):
-            raise UsageError(f"precision {self.precision!r}: it must be fp32, bf16 or fp16")
+        check_choice("precision", self.precision, get_args(Precision))
         if find_recipe(self.recipe).momentum is None and self.momentum is not None:
             raise UsageError("--momentum is for SGD; --recipe finetune uses AdamW")
         if self.epochs is not None and self.steps is not None:

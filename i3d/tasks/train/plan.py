@@ -97,7 +97,7 @@ def make_plan(shards: files.Location, run: RunOptions, options: Options, world: 
         UsageError: an option has no meaning here, or there is too little shared memory.
         DatasetError: the shards cannot be used.
     """
-    device = choose_device(options.device, local_rank=world.local_rank)
+    device = choose_device(options.device, world)
     _check_precision(options, device)
     workers = _count_workers(options.workers, device, world)
     data = open_training_set(shards, run.stream)

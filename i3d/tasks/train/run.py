@@ -12,7 +12,7 @@ do together what one does with as many times the clips.
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -169,10 +169,3 @@ def run(shards: str, run: RunOptions, options: Options, *, as_json: bool) -> int
     if result is not None:
         show(result, as_json=as_json)
     return 0
-
-
-def run_with(shards: str, *, as_json: bool, **words: Any) -> int:
-    """`run` with its two dataclasses' fields in one heap, until the command is made of them."""
-    names = [field.name for field in fields(RunOptions)]
-    which = RunOptions(**{name: words.pop(name) for name in names})
-    return run(shards, which, Options(**words), as_json=as_json)

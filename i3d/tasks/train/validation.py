@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from i3d.clips import Views
 from i3d.models.checkpoints import build
 from i3d.models.foreign.readers import Weights
-from i3d.tasks.evaluate.logits import Options, evaluate
+from i3d.tasks.evaluate.logits import evaluate
+from i3d.tasks.evaluate.options import Options
 from i3d.tasks.train.plan import Plan
 from i3d.tasks.train.state import ValidationRow
 
@@ -27,7 +27,7 @@ def validate(plan: Plan, weights: Weights, *, step: int) -> ValidationRow | None
         plan.run.val,
         {stream: build(weights).fold()},
         options=Options(
-            views=Views(frames=plan.options.val_frames or plan.options.frames),
+            frames=plan.options.val_frames or plan.options.frames,
             precision=plan.options.precision,
             batch_size=plan.order.batch_size if plan.device != "cpu" else None,
             workers=plan.options.workers,

@@ -1,0 +1,75 @@
+"""The settings of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from i3d.presets import KINETICS_I3D
+from i3d.settings import option
+from i3d.tasks.options import ComputeOptions, StrictOptions
+
+if TYPE_CHECKING:
+    from i3d.clips import Views
+
+
+@dataclass(frozen=True)
+class Options(ComputeOptions):
+    """What the networks see of each video, and how they compute.
+
+    Attributes:
+        frames: length of each clip.
+        clips: number from each video, spaced evenly from its first frame to its last.
+        crops: number from each clip: 1 (centre), or 3.
+    """
+
+    frames: int = option(KINETICS_I3D.clip_frames, "Frames of each clip.")
+    clips: int = option(1, "Clips of each video, spaced evenly.", heading="Views")
+    crops: int = option(1, "Crops of each clip: 1 (centre) or 3.", heading="Views")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.views
+
+    @property
+    def views(self) -> Views:
+        """The parts of a video whose logits are averaged."""
+        from i3d.clips import Views  # numpy
+
+        return Views(self.frames, self.clips, self.crops)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The networks of the command line.
+
+    Attributes:
+        rgb_checkpoint: name, path or URL.
+        flow_checkpoint: name, path or URL.
+    """
+
+    rgb_checkpoint: str | None = option(None, "RGB network.", metavar="NAME|PATH")
+    flow_checkpoint: str | None = option(None, "Flow network.", metavar="NAME|PATH")
+
+
+@dataclass(frozen=True)
+class Outputs(StrictOptions):
+    """What is written, and where.
+
+    Attributes:
+        output: JSON file.
+        report: HTML page.
+        predictions: file of every video's logits.
+        resume: go on with an interrupted run's predictions.
+        fuse: the arguments are predictions files, whose streams are joined.
+    """
+
+    output: str | None = option(None, "Write the result for machines.", metavar="JSON")
+    report: str | None = option(None, "Write the result as a page.", metavar="HTML")
+    predictions: str | None = option(
+        None, "Write every video's logits, and resume from them.", metavar="PARQUET|CSV"
+    )
+    resume: bool = option(False, "Go on with an interrupted run's --predictions.")
+    fuse: bool = option(
+        False, "Join streams: the arguments are predictions files.", heading="Predictions"
+    )

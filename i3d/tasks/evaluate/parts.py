@@ -1,0 +1,126 @@
+"""What one process of an evaluation has done so far, on disk: what a crash does not cost.
+
+NAME.parts/part-RANK-NUMBER.npz   videos, logits and reasons; each appears whole
+"""
+
+import io
+import json
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from i3d import files
+from i3d.errors import DatasetError, UsageError
+from i3d.presets import STREAMS, Stream
+from i3d.records import differences, parsed, plain, refuse_other_settings
+from i3d.tasks.evaluate.predictions import KIND, MAX_BYTES, About
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some videos' outcomes: logits, or the reason why there are none.
+
+    Attributes:
+        videos: numbers in the plan, with logits.
+        logits: stream -> float32 (n, num_classes).
+        skipped: (number in the plan, reason).
+    """
+
+    videos: tuple[int, ...]
+    logits: dict[Stream, np.ndarray]
+    skipped: tuple[tuple[int, str], ...]
+
+    def to_bytes(self, about: About) -> bytes:
+        """As ``.npz``."""
+        reasons = json.dumps([reason for _, reason in self.skipped]).encode()
+        arrays: dict[str, Any] = {
+            "about": np.frombuffer(_settings(about), np.uint8),
+            "videos": np.array(self.videos, np.int64),
+            "skipped": np.array([i for i, _ in self.skipped], np.int64),
+            "reasons": np.frombuffer(reasons, np.uint8),
+            **{f"{stream}_logits": values for stream, values in self.logits.items()},
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, about: About, where: str) -> Self:
+        """Read what `to_bytes` wrote for the same settings.
+
+        Raises:
+            UsageError: it was written with other settings; the message names the difference.
+            DatasetError: damaged.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                before = parsed(KIND, About, arrays["about"].tobytes(), where)
+                refuse_other_settings(where, differences(before.settings, about.settings))
+                videos = arrays["videos"].tolist()
+                streams: list[Stream] = [s for s in STREAMS if s in about.checkpoints]
+                logits = {s: arrays[f"{s}_logits"].astype(np.float32) for s in streams}
+                reasons = json.loads(arrays["reasons"].tobytes())
+                skipped = tuple(zip(arrays["skipped"].tolist(), map(str, reasons), strict=True))
+            if any(v.shape != (len(videos), len(about.classes)) for v in logits.values()):
+                raise ValueError("logits of another shape")
+        except UsageError:
+            raise
+        except Exception as error:  # numpy and zipfile raise a dozen kinds over damaged bytes
+            raise DatasetError(f"{where} is damaged ({error}); delete it and resume again") from (
+                error
+            )
+        return cls(tuple(videos), logits, skipped)
+
+
+def _settings(about: About) -> bytes:
+    unfinished = replace(about, found=0, skipped=())
+    return json.dumps({"format": KIND, **plain(unfinished)}).encode("ascii")
+
+
+class Parts:
+    """The folder of parts beside a predictions file: ``NAME.parts/part-RANK-NUMBER.npz``.
+
+    Each appears whole. Ranks do not read each other's while they run.
+    """
+
+    def __init__(self, predictions: files.Location, about: About, *, rank: int) -> None:
+        self.folder = f"{predictions}.parts"
+        self.about, self.rank = about, rank
+        self._number = 0
+
+    def _names(self) -> list[str]:
+        if not files.exists(self.folder):
+            return []
+        names = files.names_in(self.folder)
+        return sorted(n for n in names if n.startswith("part-") and n.endswith(".npz"))
+
+    def read(self) -> list[Part]:
+        """All that any process has written."""
+        parts = []
+        for name in self._names():
+            location = files.join(self.folder, name)
+            with files.open_read(location) as file:
+                parts.append(Part.from_bytes(file.read(MAX_BYTES), self.about, location))
+            rank, number = name.removesuffix(".npz").split("-")[1:3]
+            if int(rank) == self.rank:
+                self._number = max(self._number, int(number) + 1)
+        return parts
+
+    def refuse(self) -> None:
+        """Raise a UsageError if there are parts: another run's work is neither mixed nor lost."""
+        if self._names():
+            raise UsageError(
+                f"{self.folder} holds an unfinished evaluation; pass --resume to go on with it, or "
+                "delete it to begin again"
+            )
+
+    def write(self, part: Part) -> None:
+        """Add one."""
+        name = f"part-{self.rank:05d}-{self._number:05d}.npz"
+        self._number += 1
+        files.write(files.join(self.folder, name), part.to_bytes(self.about))
+
+    def remove(self) -> None:
+        """Delete all of them and the folder; called when the predictions are written."""
+        files.remove_folder(self.folder)

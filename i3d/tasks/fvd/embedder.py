@@ -1,0 +1,83 @@
+"""Clips -> the features whose distance is measured, by the network that a protocol wants."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from i3d import files
+from i3d.clips import scale_frames
+from i3d.console import say
+from i3d.errors import CheckpointError
+from i3d.models.i3d import I3D
+from i3d.tasks.fvd.protocols import Protocol
+from i3d.tasks.fvd.statistics import WeightsRecord
+from i3d.tasks.network import Batcher, Network, load_network
+from i3d.tasks.options import ComputeOptions
+
+
+class Embedder:
+    """A network in memory, as a protocol wants it.
+
+    Args:
+        checkpoint: name, path or URL; or an unfolded network, which is left as it is.
+        protocol: says BatchNorm's epsilon, the endpoint and the size of the clips.
+        options: how to compute.
+        device: ``cpu`` or ``cuda:N``.
+        progress: draw a progress bar while downloading, and say what is changed.
+
+    Attributes:
+        weights: what made the features.
+        dimensions: number of features.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or is no RGB network.
+    """
+
+    def __init__(
+        self,
+        checkpoint: files.Location | I3D,
+        protocol: Protocol,
+        options: ComputeOptions,
+        *,
+        device: str,
+        progress: bool = False,
+    ) -> None:
+        self.protocol, self.options, self.precision = protocol, options, options.precision
+        self._network: Network = load_network(
+            checkpoint,
+            device=device,
+            precision=options.precision,
+            bn_eps=protocol.bn_eps,
+            progress=progress,
+        )
+        used, own = self._network.used, self._network.own_bn_eps
+        if self._network.stream != "rgb":
+            raise CheckpointError(f"{used.name} is a network for flow; FVD needs an RGB one")
+        if own != protocol.bn_eps and progress:
+            say(
+                f"warning: {used.name} has BatchNorm's epsilon {own:g}, and {protocol.name} says "
+                f"{protocol.bn_eps:g}, which is used; --bn-eps {own:g} keeps its own"
+            )
+        self.weights = WeightsRecord(used.name, used.source, used.weights_sha256)
+        head = self._network.model.Logits.Conv3d_0c_1x1
+        logits = protocol.endpoint == "logits"
+        self.dimensions: int = head.out_channels if logits else head.in_channels
+        self._endpoint = "logits" if logits else "clip"
+
+    def embed(self, clips: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
+        """Features float32 (n, D), batch by batch, of clips float32 (T, size, size, 3) in 0..255.
+
+        Raises:
+            I3DError: one clip does not fit into the GPU's memory.
+        """
+        device = self._network.device
+        batcher = Batcher(self._compute, self.options, device=device, frames=self.protocol.frames)
+        for clip in clips:
+            for _, rows in batcher.add(clip.to(device, non_blocking=True), None):
+                yield rows
+        for _, rows in batcher.finish():
+            yield rows
+
+    def _compute(self, clips: torch.Tensor) -> torch.Tensor:
+        return self._network.compute(scale_frames(clips), self._endpoint)

@@ -1,0 +1,449 @@
+"""Fréchet Video Distance: how far a set of generated videos is from a set of real ones.
+
+    videos, shards, arrays --rank r: an equal part--> workers decode and resize as the protocol says
+      --clips--> device: network --> features (N, D) --> Moments, of constant size
+    all ranks --one gather--> rank 0: merge --> distance, with all that it depends on
+
+Every video of both sets belongs to exactly one process. No process waits for another before the
+end. A video that cannot be read, or is too short, is skipped with its reason.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from i3d import files
+from i3d.console import Bar, progress_bar, say_written, show
+from i3d.data.shards import Failure
+from i3d.data.videos import Contents, open_videos
+from i3d.errors import UsageError
+from i3d.metrics.frechet import Moments
+from i3d.models.i3d import I3D
+from i3d.parallel.ahead import check_shared_memory, read_items
+from i3d.parallel.process import choose_workers, terminated_cleanly
+from i3d.parallel.world import World, connected, world_from_environment
+from i3d.report.plot import check_plot
+from i3d.tasks.fvd.clips import (
+    ClipSet,
+    feature_batches,
+    given_features,
+    is_statistics,
+    open_clips,
+    read_clip,
+)
+from i3d.tasks.fvd.embedder import Embedder
+from i3d.tasks.fvd.metric import FewVideosWarning, make_record, pack_moments, unpack_moments
+from i3d.tasks.fvd.options import (
+    DEFAULT_CHECKPOINT,
+    DEFAULT_PROTOCOL,
+    Changes,
+    Measure,
+    Outputs,
+)
+from i3d.tasks.fvd.protocols import Protocol, change_protocol
+from i3d.tasks.fvd.result import Result, Tally, compute_result, describe_tally
+from i3d.tasks.fvd.statistics import (
+    Record,
+    WeightsRecord,
+    check_name,
+    check_same,
+    read_statistics,
+    write_statistics,
+)
+from i3d.tasks.network import choose_device
+from i3d.tasks.options import ComputeOptions
+
+BYTES_A_PIXEL = 12  # of a clip: three float32
+
+
+def fvd(
+    real: files.Location,
+    fake: files.Location,
+    *,
+    checkpoint: files.Location | I3D = DEFAULT_CHECKPOINT,
+    protocol: str | Protocol | None = None,
+    changes: Mapping[str, Any] | None = None,
+    options: ComputeOptions = ComputeOptions(),
+    kvd: bool = False,
+    curve: bool = False,
+    save_statistics: files.Location | None = None,
+    world: World | None = None,
+    progress: bool = False,
+) -> Result | None:
+    """Distance of two sets of videos.
+
+    Args:
+        real: folder of videos or of shards; ``.npy`` or ``.npz`` with videos uint8
+            (N, T, H, W, 3) or features float (N, D); or saved statistics; path or URL.
+        fake: the other set, given in the same ways.
+        checkpoint: name, path or URL (:func:`i3d.load`), or an unfolded network.
+        protocol: name, or a protocol; None: that of saved statistics, else google-2018.
+        changes: settings of the protocol to replace, such as ``{"frames": 32}``.
+        options: how to compute.
+        kvd: also the kernel distance.
+        curve: also how the distance falls with the number of videos.
+        save_statistics: ``.npz`` file for the real set's statistics.
+        world: this process's part of the work; default: from the launcher's environment.
+        progress: draw a progress bar on process 0.
+
+    Returns:
+        the result on process 0; None on the others.
+
+    Raises:
+        DatasetError: a set cannot be understood, or fewer than two of its videos can be used.
+        CheckpointError: the checkpoint cannot be loaded, or is no RGB network.
+        UsageError: an option has no meaning, or the sets do not fit together.
+        I3DError: the storage fails, a worker dies, or another process does.
+    """
+    measured = _measure(
+        {"real": real, "fake": fake},
+        checkpoint=checkpoint,
+        protocol=protocol,
+        changes=changes or {},
+        options=options,
+        keep=kvd or curve,
+        save_statistics=save_statistics,
+        world=world,
+        progress=progress,
+    )
+    if measured is None:
+        return None
+    one, other = measured.sets
+    result = compute_result(
+        (one[0], other[0]),
+        (one[1], other[1]),
+        measured.protocol,
+        measured.weights,
+        measured.precision,
+        kvd=kvd,
+        points=curve,
+    )
+    if result.warning is not None and not progress:
+        warnings.warn(FewVideosWarning(result.warning), stacklevel=2)
+    return result
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A file of statistics, and what it holds.
+
+    Attributes:
+        location: path or URL.
+        record: how its features were made.
+        tally: what became of the videos.
+    """
+
+    location: str
+    record: Record
+    tally: Tally
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "statistics": self.location,
+            "videos": self.tally.as_dict(),
+            "protocol": asdict(self.record.protocol),
+            "weights": asdict(self.record.weights),
+            "precision": self.record.precision,
+        }
+
+    def __str__(self) -> str:
+        record = self.record
+        weights = f"{record.weights.name} (sha256 {record.weights.sha256[:12]})"
+        lines = [f"{self.location}: {self.tally.used} videos, {record.protocol.name}, {weights}"]
+        if self.tally.skipped or self.tally.left_out:
+            lines.append(describe_tally("videos", self.tally))
+        return "\n".join(lines)
+
+
+def save_set(
+    videos: files.Location,
+    output: files.Location,
+    *,
+    checkpoint: files.Location | I3D = DEFAULT_CHECKPOINT,
+    protocol: str | Protocol | None = None,
+    changes: Mapping[str, Any] | None = None,
+    options: ComputeOptions = ComputeOptions(),
+    world: World | None = None,
+    progress: bool = False,
+) -> Saved | None:
+    """Write one set's statistics, to be compared later; arguments and errors as of `fvd`."""
+    measured = _measure(
+        {"real": videos},
+        checkpoint=checkpoint,
+        protocol=protocol,
+        changes=changes or {},
+        options=options,
+        keep=False,
+        save_statistics=output,
+        world=world,
+        progress=progress,
+    )
+    if measured is None or measured.weights is None:
+        return None
+    tally = measured.sets[0][1]
+    record = make_record(measured.protocol, measured.weights, measured.precision, tally)
+    return Saved(os.fspath(output), record, tally)
+
+
+# --- the sets -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A set before its videos are looked at; features and saved statistics are there at once.
+
+    Attributes:
+        name: real or fake.
+        contents: what its location holds.
+        record: how saved statistics were made; None for other sets.
+        moments: saved statistics; None for other sets.
+    """
+
+    name: str
+    contents: Contents
+    record: Record | None = None
+    moments: Moments | None = None
+
+    @property
+    def features(self) -> np.ndarray | None:
+        """Features float (N, D) that were given; None for other sets."""
+        return given_features(self.contents)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What process 0 knows in the end: the sets in their order, and how features were made."""
+
+    sets: tuple[tuple[Moments, Tally], ...]
+    protocol: Protocol
+    weights: WeightsRecord | None
+    precision: str
+
+
+def _measure(
+    locations: Mapping[str, files.Location],
+    *,
+    checkpoint: files.Location | I3D,
+    protocol: str | Protocol | None,
+    changes: Mapping[str, Any],
+    options: ComputeOptions,
+    keep: bool,
+    save_statistics: files.Location | None,
+    world: World | None,
+    progress: bool,
+) -> _Measured | None:
+    """The moments of every set, on process 0; None on the others."""
+    world = world_from_environment() if world is None else world
+    progress = progress and world.first
+    if save_statistics is not None:
+        check_name(save_statistics)
+    device = choose_device(options.device, world)
+    with ExitStack() as stack:
+        sides = [_open(name, location, stack) for name, location in locations.items()]
+        used = _choose_protocol(sides, protocol, changes)
+        clips = {
+            side.name: open_clips(side.contents, used)
+            for side in sides
+            if side.record is None and side.features is None
+        }
+        embedder = None
+        if clips:
+            embedder = Embedder(checkpoint, used, options, device=device, progress=progress)
+        weights, precision = _agree(sides, used, embedder, options)
+        if save_statistics is not None and sides[0].name not in clips:
+            raise UsageError("statistics are saved of the real set's videos; it has none")
+        with connected(world) as group, terminated_cleanly():
+            job = _Job(embedder, clips, used, world, keep=keep)
+            job.run(options, device, progress=progress)
+            gathered = group.gather(job.part())
+            if not world.first:
+                return None
+        sets = tuple(_collect(side, clips.get(side.name), gathered, keep) for side in sides)
+    if save_statistics is not None and weights is not None:
+        moments, tally = sets[0]
+        write_statistics(save_statistics, make_record(used, weights, precision, tally), moments)
+    return _Measured(sets, used, weights, precision)
+
+
+def _open(name: str, location: files.Location, stack: ExitStack) -> _Side:
+    contents = stack.enter_context(open_videos(location, labels="optional"))
+    if contents.arrays is None or not is_statistics(contents):
+        return _Side(name, contents)
+    record, moments = read_statistics(contents.arrays.arrays, contents.where)
+    return _Side(name, contents, record, moments)
+
+
+def _choose_protocol(
+    sides: Sequence[_Side], protocol: str | Protocol | None, changes: Mapping[str, Any]
+) -> Protocol:
+    """The one that was asked for, else that of saved statistics, else the default."""
+    if protocol is None:
+        protocol = next((s.record.protocol for s in sides if s.record), DEFAULT_PROTOCOL)
+    return change_protocol(protocol, changes)
+
+
+def _agree(
+    sides: Sequence[_Side], used: Protocol, embedder: Embedder | None, options: ComputeOptions
+) -> tuple[WeightsRecord | None, str]:
+    """Weights and precision of all sets; refuses sets that do not compare.
+
+    Raises:
+        UsageError: features beside videos or statistics; statistics made in another way.
+    """
+    given = [side for side in sides if side.features is not None]
+    if given and len(given) < len(sides):
+        raise UsageError(
+            f"{given[0].contents.where} holds features of an unknown network; they compare with "
+            "features alone: give an array of them for both sets"
+        )
+    records = [(side.record, side.contents.where) for side in sides if side.record]
+    if embedder is not None:
+        weights, precision = embedder.weights, str(embedder.precision)
+        asked = "what is asked for (--protocol, --checkpoint)"
+    elif records:
+        weights, precision = records[0][0].weights, records[0][0].precision
+        asked = "what is asked for (--protocol)"
+    else:
+        return None, options.precision
+    mine = make_record(used, weights, precision, Tally(0, "", 0))
+    for record, where in records:
+        check_same(mine, record, (asked, where))
+    return weights, precision
+
+
+def _collect(
+    side: _Side, clips: ClipSet | None, gathered: Sequence[bytes], keep: bool
+) -> tuple[Moments, Tally]:
+    """A set's moments from all processes, or from its file."""
+    if side.record is not None and side.moments is not None:
+        record, moments = side.record, side.moments
+        return moments, Tally(
+            moments.count, record.origin, record.found, record.skipped, record.left_out
+        )
+    if (features := side.features) is not None:
+        moments = Moments(features.shape[1], keep=keep)
+        for batch in feature_batches(features):
+            moments.update(batch)
+        return moments, Tally(moments.count, "features", moments.count)
+    assert clips is not None
+    parts, skipped = [], []
+    for data in gathered:
+        about, arrays = unpack_moments(data)
+        parts.append(Moments.from_arrays(arrays[side.name], keep=keep))
+        skipped += [Failure(clips.keys[i], reason) for i, reason in about[side.name]]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole.merge(part)
+    found, planned = len(clips.keys), whole.count + len(skipped)
+    return whole, Tally(
+        whole.count, clips.origin, found, len(skipped), found - planned, tuple(sorted(skipped))
+    )
+
+
+# --- the work of one process ----------------------------------------------------------------------
+
+
+class _Job:
+    """This process's share of every set."""
+
+    def __init__(
+        self,
+        embedder: Embedder | None,
+        clips: Mapping[str, ClipSet],
+        protocol: Protocol,
+        world: World,
+        *,
+        keep: bool,
+    ) -> None:
+        self.embedder, self.clips, self.protocol, self.world = embedder, clips, protocol, world
+        dimensions = 1 if embedder is None else embedder.dimensions
+        self.moments = {name: Moments(dimensions, keep=keep) for name in clips}
+        self.skipped: dict[str, list[tuple[int, str]]] = {name: [] for name in clips}
+
+    def _share(self, name: str) -> range:
+        """Which videos are this process's."""
+        found, most = len(self.clips[name].keys), self.protocol.videos
+        return self.world.share(found if most is None else min(found, most))
+
+    def run(self, options: ComputeOptions, device: str, *, progress: bool) -> None:
+        """Look at them."""
+        if self.embedder is None:
+            return
+        workers = choose_workers(options.workers, device, self.world, decodes=False)
+        size = self.protocol.frames * self.protocol.size**2 * BYTES_A_PIXEL
+        check_shared_memory(size, workers=workers, processes=self.world.local_size)
+        total = sum(len(self._share(name)) for name in self.clips)
+        title = self.world.title("fvd") if progress else None
+        done = 0
+        with progress_bar(title, total=total, unit="videos") as bar:
+            for name in self.clips:
+                clips = self._read(name, workers, bar, done, pin=device != "cpu")
+                for features in self.embedder.embed(clips):
+                    self.moments[name].update(features)
+                done += len(self._share(name))
+
+    def _read(
+        self, name: str, workers: int, bar: Bar, done: int, *, pin: bool
+    ) -> Iterator[torch.Tensor]:
+        """This process's clips of a set; what cannot be used is noted."""
+        read = partial(read_clip, clips=self.clips[name])
+        for item in read_items(read, self._share(name), workers=workers, pin=pin):
+            if item.error is not None:
+                self.skipped[name].append((item.index, item.error))
+            else:
+                yield item.tensors["clip"]
+            done += 1
+            bar.update(done)
+
+    def part(self) -> bytes:
+        """All that this process has to report."""
+        return pack_moments(self.skipped, self.moments)
+
+
+def run(
+    real: str,
+    fake: str | None,
+    measure: Measure,
+    changes: Changes,
+    options: ComputeOptions,
+    outputs: Outputs,
+) -> int:
+    """``i3d fvd``: the exit code, 1 if with strict videos were skipped."""
+    how: dict[str, Any] = {
+        "checkpoint": measure.checkpoint,
+        "protocol": measure.protocol,
+        "changes": changes.as_dict(),
+        "options": options,
+        "progress": True,
+    }
+    kvd, plot, save_statistics = outputs.kvd, outputs.plot, outputs.save_statistics
+    if fake is None:
+        if save_statistics is None or kvd or plot is not None or outputs.output is not None:
+            raise UsageError("FAKE is missing; without it, --save-statistics alone is done")
+        saved = save_set(real, save_statistics, **how)
+        if saved is None:
+            return 0
+        show(saved, as_json=outputs.as_json)
+        return outputs.exit_code(range(saved.tally.skipped))
+    if plot is not None:
+        check_plot(plot, suffix="png")
+    result = fvd(
+        real, fake, kvd=kvd, curve=plot is not None, save_statistics=save_statistics, **how
+    )
+    if result is None:
+        return 0
+    show(result, as_json=outputs.as_json, output=outputs.output)
+    if plot is not None:
+        from i3d.tasks.fvd.plot import plot_curve
+
+        plot_curve(result, plot)
+    say_written(outputs.output, plot, save_statistics)
+    return outputs.exit_code(range(result.real.skipped + result.fake.skipped))

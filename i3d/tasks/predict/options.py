@@ -1,0 +1,50 @@
+"""The settings of a prediction."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from i3d.settings import option
+from i3d.tasks.options import PrintOptions
+
+DEFAULT_CHECKPOINTS = ("rgb_imagenet_kinetics400",)
+
+
+@dataclass(frozen=True)
+class Options(PrintOptions):
+    """What is looked at, by which networks, and what is shown.
+
+    Attributes:
+        checkpoints: names, paths or URLs of networks whose logits are added; () is the default one.
+        top_k: number of classes to show.
+        every_seconds: length of a window, to look along the whole video; None: the first 10 s.
+        plot: image file for the probabilities over time.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        runtime: what runs the network; None: ONNX Runtime for ``.onnx`` files, else PyTorch.
+    """
+
+    checkpoints: tuple[str, ...] = option(
+        (),
+        "Network to use; repeat it to add logits.",
+        flag="--checkpoint",
+        metavar="NAME|PATH",
+        default_is=DEFAULT_CHECKPOINTS[0],
+    )
+    top_k: int = option(5, "How many classes to show.")
+    every_seconds: float | None = option(
+        None,
+        "Look along the whole video, one prediction per window of so many seconds. Default: the "
+        "first 10 s.",
+        flag="--every",
+        metavar="SECONDS",
+    )
+    plot: str | None = option(
+        None,
+        "Draw the probabilities over time (of one video; with --every, default 2.56 s).",
+        metavar="IMAGE",
+    )
+    device: str = option("auto", "Where to compute.", metavar="auto|cpu|cuda")
+    runtime: Literal["torch", "onnx", "openvino"] | None = option(
+        None,
+        "What runs the network: PyTorch, or for .onnx files ONNX Runtime or OpenVINO.",
+        default_is="onnx for .onnx files, else torch",
+    )
