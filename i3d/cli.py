@@ -83,7 +83,8 @@ def predict(options: predict_options.Options, videos: tuple[str, ...]) -> int:
 def convert(options: ConvertOptions, checkpoint: str, output: str) -> None:
     """Convert a checkpoint of any program.
 
-    CHECKPOINT is TensorFlow's, .npz, PyTorch's or .safetensors; OUTPUT ends in .safetensors, or in .npz for the Chainer program's layout.
+    CHECKPOINT is TensorFlow's, .npz, PyTorch's or .safetensors; OUTPUT ends in .safetensors, or in
+    .npz for the Chainer program's layout.
     """
     from i3d.console import show
     from i3d.tasks.convert import convert as run
@@ -160,8 +161,8 @@ def precompute(
 ) -> int:
     """Turn videos into shards of RGB frames and TV-L1 flow.
 
-    VIDEOS is a dataset, OUTPUT the folder of its shards. Run it again to go on after an interruption; run it under torchrun, mpiexec or srun to share the
-    work between processes and nodes.
+    VIDEOS is a dataset, OUTPUT the folder of its shards. Run it again to go on after an
+    interruption; run it under torchrun, mpiexec or srun to share the work between processes.
     """
     from i3d.tasks.precompute.writing import run
 
@@ -187,7 +188,7 @@ def evaluate(
     """Measure accuracy: of an RGB network, a flow one, or both.
 
     SHARDS is a folder that precompute wrote; VIDEOS is a dataset as precompute takes it. Run it
-    under torchrun, mpiexec or srun to share the work between processes and nodes.
+    under torchrun, mpiexec or srun to share the work between processes.
     """
     from i3d.tasks.evaluate.logits import run
 
@@ -215,8 +216,8 @@ def features(
 ) -> int:
     """Compute features of videos of any length.
 
-    OUTPUT is a folder or one file. Run it again to go on after an interruption; run it under torchrun, mpiexec or srun to share the
-    work between processes and nodes.
+    OUTPUT is a folder or one file. Run it again to go on after an interruption; run it under
+    torchrun, mpiexec or srun to share the work between processes.
     """
     from i3d.tasks.features.extraction import run
 
@@ -268,7 +269,8 @@ def train(
 ) -> int:
     """Train a network on shards.
 
-    SHARDS is a folder that precompute wrote. Run it under torchrun, mpiexec or srun for several processes and nodes.
+    SHARDS is a folder that precompute wrote. Run it under torchrun, mpiexec or srun for several
+    processes and nodes.
     """
     from i3d.tasks.train.run import run
 

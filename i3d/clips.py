@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 
 from i3d.errors import I3DError, UsageError
-from i3d.presets import KINETICS_I3D, MIN_FRAMES
+from i3d.presets import KINETICS_I3D, MIN_FRAMES, Stream
 
 if TYPE_CHECKING:  # torch takes a second to import, and precompute's workers do without
     import torch
@@ -73,6 +73,26 @@ def flow_clip(
     if _dtype(cropped) == "float32":
         cropped = quantize_flow(cropped, bound_pixels=bound_pixels)
     return _divide(_channels_first(cropped).sub_(FLOW_ZERO), FLOW_STEPS)
+
+
+def scale_pixels(pixels: "torch.Tensor", stream: Stream) -> "torch.Tensor":
+    """Scale a batch that is cropped already, on its device: the bits of `rgb_clip`, `flow_clip`.
+
+    Args:
+        pixels: uint8 (B, T, h, w, C); flow as :func:`quantize_flow` stores it.
+        stream: RGB or flow.
+
+    Returns:
+        float32 (B, C, T, h, w) in [-1, 1], in memory as ``torch.channels_last_3d``: the pixels lie
+        so already, and convolutions are faster on it.
+    """
+    import torch
+
+    # Keeps the order in memory: (B, T, h, w, C) -> (B, C, T, h, w), channels last.
+    clips = pixels.permute(0, 4, 1, 2, 3).to(torch.float32)
+    if stream == "rgb":
+        return _divide(clips.mul_(2).sub_(255), 255)
+    return _divide(clips.sub_(FLOW_ZERO), FLOW_STEPS)
 
 
 def scale_frames(frames: "torch.Tensor") -> "torch.Tensor":

@@ -13,20 +13,19 @@ mirrored) is drawn by (seed, epoch, video) alone: neither workers nor processes 
 change it. The draws are raw words of PCG64, the same in every version of NumPy.
 """
 
-import signal
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from i3d import files
-from i3d.clips import FLOW_STEPS, FLOW_ZERO, Views, loop_frames
-from i3d.data.reading.clips import Pixels, Source, load_videos
+from i3d.clips import loop_frames
 from i3d.data.shards import SUFFIXES, SampleInfo, ShardDataset, open_dataset
 from i3d.errors import DatasetError, UsageError
+from i3d.parallel.ahead import read_items
 from i3d.presets import Preset, Stream, find_preset
 
 if TYPE_CHECKING:
@@ -48,15 +47,15 @@ class TrainingSet:
 
     Attributes:
         dataset: the shards.
-        stream: of the network.
+        stream: which of their streams the network sees.
         preset: preprocessing.
         classes: names, in the order of the labels.
-        keys: of the videos that are used.
-        labels: int64, of each its class.
-        places: int64, of each its number in the plan, which is what its draws depend on.
+        keys: names of the videos that are used.
+        labels: int64 (videos,), the class of each.
+        places: int64 (videos,), each one's number in the plan, on which its draws depend.
         unlabelled: videos left out for want of a label.
-        failed: those that precompute could not read.
-        without_flow: those of a single frame, which have no flow.
+        failed: videos that precompute could not read.
+        without_flow: videos of a single frame, which have no flow.
     """
 
     dataset: ShardDataset
@@ -155,11 +154,11 @@ class Order:
 
     Attributes:
         videos: how many there are.
-        batch_size: clips of a micro-batch, of each process.
+        batch_size: clips of a micro-batch, in each process.
         accumulate: micro-batches of a step.
-        rank: this process.
-        processes: all of them.
-        seed: of the permutations.
+        rank: number of this process.
+        processes: how many take part.
+        seed: what the permutations are drawn by.
 
     Raises:
         UsageError: a step needs more clips than there are videos.
@@ -218,9 +217,9 @@ class Cut:
 
     Attributes:
         start: first frame.
-        top: of the crop, pixels.
-        left: likewise.
-        mirrored: left and right exchanged.
+        top: pixels above the crop.
+        left: pixels to the left of it.
+        mirrored: whether left and right are exchanged.
     """
 
     start: int
@@ -311,40 +310,24 @@ def read_clip(
     return loop_frames(mirror(pixels, stream) if cut.mirrored else pixels, frames)
 
 
-class _Batches:
-    """What the loader's workers read, a batch where it expects a video."""
-
-    def __init__(self, data: TrainingSet, order: Order, *, flip: bool) -> None:
-        self.dataset, self.preset, self.flip = data.dataset, data.preset, flip
-        self.keys, self.places, self.order = data.keys, data.places, order
-        self._in_worker = False
-
-    def read(self, i: int, streams: tuple[Stream, ...], views: Views) -> Pixels:
-        """Micro-batch i: uint8 (B, T, h, w, C) of the one stream."""
-        self._ignore_interrupts()
-        (stream,) = streams
-        epoch, videos = self.order.batch(i)
-        clips = [
-            read_clip(
-                self.dataset,
-                self.keys[video],
-                stream,
-                (self.order.seed, epoch, int(self.places[video])),
-                frames=views.frames,
-                crop=self.preset.crop,
-                flip=self.flip,
-            )
-            for video in videos
-        ]
-        return Pixels({stream: np.stack(clips)}, {stream: ()}, ())
-
-    def _ignore_interrupts(self) -> None:
-        """Ctrl-C reaches workers too; the main process finishes its step and then ends them."""
-        from torch.utils.data import get_worker_info
-
-        if not self._in_worker and get_worker_info() is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self._in_worker = True
+def _read_batch(
+    number: int, *, data: TrainingSet, order: Order, frames: int, flip: bool
+) -> tuple[dict[str, np.ndarray], None]:
+    """Micro-batch ``number`` as a worker hands it over: ``pixels``, uint8 (B, T, h, w, C)."""
+    epoch, videos = order.batch(number)
+    clips = [
+        read_clip(
+            data.dataset,
+            data.keys[video],
+            data.stream,
+            (order.seed, epoch, int(data.places[video])),
+            frames=frames,
+            crop=data.preset.crop,
+            flip=flip,
+        )
+        for video in videos
+    ]
+    return {"pixels": np.stack(clips)}, None
 
 
 def load_batches(
@@ -374,39 +357,11 @@ def load_batches(
         DatasetError: a video is damaged; training stops, for to leave it out would be another run.
         I3DError: what is no single video's fault, or a worker died.
     """
-    source = cast(Source, _Batches(data, order, flip=flip))  # of which the loader only reads
-    for batch in load_videos(
-        source,
-        range(first, stop),
-        streams=(data.stream,),
-        views=Views(frames=frames),
-        workers=workers,
-        pin=pin,
-    ):
-        if batch.error is not None:
-            raise DatasetError(batch.error)
-        yield batch.pixels[data.stream]
-
-
-def to_clips(pixels: "torch.Tensor", stream: Stream) -> "torch.Tensor":
-    """What the network sees of uint8 pixels, on their device, as `i3d.clips` scales them.
-
-    Args:
-        pixels: uint8 (B, T, h, w, C); flow as stored.
-        stream: RGB or flow.
-
-    Returns:
-        float32 (B, C, T, h, w) in [-1, 1], in memory as ``torch.channels_last_3d``: the pixels lie
-        so already, and convolutions are faster on it.
-    """
-    import torch
-
-    # Keeps the order in memory: (B, T, h, w, C) -> (B, C, T, h, w), channels last.
-    clips = pixels.permute(0, 4, 1, 2, 3).to(torch.float32)
-    # Division by a tensor rounds alike on CPU and CUDA, which multiplies by a number's reciprocal.
-    if stream == "rgb":
-        return clips.mul_(2).sub_(255).div_(clips.new_tensor(255))
-    return clips.sub_(FLOW_ZERO).div_(clips.new_tensor(FLOW_STEPS))
+    read = partial(_read_batch, data=data, order=order, frames=frames, flip=flip)
+    for item in read_items(read, range(first, stop), workers=workers, pin=pin):
+        if item.error is not None:
+            raise DatasetError(item.error)
+        yield item.tensors["pixels"]
 
 
 def keep_masks(

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from i3d.tasks.train.recipe import Options
-    from i3d.tasks.train.run import Trained, train
+    from i3d.tasks.train.options import Options, RunOptions
+    from i3d.tasks.train.outcome import Trained
+    from i3d.tasks.train.run import train
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "run": "Trained train",
-        "recipe": "Options",
+        "run": "train",
+        "options": "Options RunOptions",
+        "outcome": "Trained",
     },
 )

@@ -15,7 +15,6 @@ neither more nor less than an undisturbed run's.
 
 import csv
 import io
-import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from i3d import files
-from i3d.errors import CheckpointError, UsageError
+from i3d.errors import CheckpointError
 
 KIND = "i3d train 1"
 STATE = "state.pt"
@@ -42,11 +41,11 @@ class LogRow(NamedTuple):
 
     Attributes:
         step: the last of them, from 1.
-        epoch: that it lies in, from 1.
+        epoch: where that step lies, from 1.
         loss: mean over their clips.
         top1: share of their clips that were right, in training mode.
-        learning_rate: of the last one.
-        gradient_norm: of the last one, before clipping.
+        learning_rate: the last step's peak rate, without a group's factor.
+        gradient_norm: norm of the last step's gradients, before clipping.
     """
 
     step: int
@@ -61,13 +60,13 @@ class ValidationRow(NamedTuple):
     """A validation; shares are in 0..1.
 
     Attributes:
-        step: after which.
-        epoch: likewise.
-        videos: that were evaluated.
-        skipped: that were not.
+        step: the last one before it, from 1.
+        epoch: where that step lies, from 1.
+        videos: how many were evaluated.
+        skipped: how many were not.
         loss: mean cross entropy.
-        top1: share of the videos.
-        top5: likewise.
+        top1: share of the videos whose most likely class is right.
+        top5: share of the videos with the right class among the five most likely.
         mean_class: mean of the classes' top-1.
     """
 
@@ -132,9 +131,9 @@ class Logs:
 
     Args:
         output: the run's folder.
-        history: to which rows are added here.
-        tensorboard: write events too.
-        step: after which the run goes on.
+        history: what rows are added to.
+        tensorboard: whether to write events too.
+        step: the one after which the run goes on.
     """
 
     def __init__(
@@ -230,29 +229,3 @@ def read_state(output: files.Location) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != KIND:
         raise CheckpointError(f"{name}: not a state that this version of i3d train writes")
     return state
-
-
-def check_settings(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], output: files.Location
-) -> None:
-    """Refuse to go on with other settings than a run was begun with.
-
-    Raises:
-        UsageError: names every difference.
-    """
-    lines = [
-        f"{name}: {_spoken(saved.get(name))}, now {_spoken(wanted.get(name))}"
-        for name in [*saved, *(wanted.keys() - saved.keys())]
-        if saved.get(name) != wanted.get(name)
-    ]
-    if lines:
-        raise UsageError(
-            f"{output} was begun with other settings: {'; '.join(lines)}. Use the same settings, "
-            "or another output folder"
-        )
-
-
-def _spoken(value: Any) -> str:
-    if isinstance(value, str) and len(value) == 64:
-        value = f"{value[:12]}..."  # a SHA-256
-    return json.dumps(value)
