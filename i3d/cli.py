@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 import i3d
-from i3d.demo import PER_CLASS, SEED
+from i3d.demo.defaults import PER_CLASS, SEED
 from i3d.errors import I3DError, UsageError
 
 CONTEXT = {
@@ -620,7 +620,7 @@ def demo(output: Path, videos_only: bool, actions: tuple[str, ...], **options: A
     with two small networks that come with the package, and shown in OUTPUT/index.html; offline, in
     two minutes on two cores. Run it again to go on after an interruption.
     """
-    from i3d.demo import render_videos, run
+    from i3d.demo.pipeline import render_videos, run
 
     if videos_only:
         render_videos(output, actions=actions or None, **options)
