@@ -25,6 +25,7 @@ def write_html(
     location: files.Location,
     package: str,
     name: str,
+    /,
     *,
     filters: Mapping[str, Callable[..., str]] = {},
     **values: Any,
