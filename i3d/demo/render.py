@@ -71,7 +71,7 @@ def render_video(action: str, seed: int) -> np.ndarray:
 
     Args:
         action: one of `i3d.demo.actions.ALL_ACTIONS`.
-        seed: at least 0; all else is drawn from it.
+        seed: number, at least 0, from which all else is drawn.
 
     Returns:
         uint8 (T, H, W, 3) RGB at 25 fps; T, H and W are random, see `i3d.demo.scene`.

@@ -100,7 +100,7 @@ def embed_picture(
     """A picture, uint8 (H, W, 3) RGB, as JPEG in a data URI.
 
     Args:
-        pixels: the picture.
+        pixels: rows from the top.
         quality: JPEG's, 1 to 100.
         size: width and height to scale it to; default: its own.
     """
