@@ -288,7 +288,7 @@ def demo(options: demo_options.Options, output: Path) -> None:
     with two small networks that come with the package, and shown in OUTPUT/index.html; offline, in
     two minutes on two cores. Run it again to go on after an interruption.
     """
-    from i3d.demo import render_videos, run
+    from i3d.demo.pipeline import render_videos, run
 
     if options.videos_only:
         render_videos(
