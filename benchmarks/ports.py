@@ -8,13 +8,12 @@ of a difference is the length of the change over the length of the features, its
 cosine; the largest change of a logit stands beside them.
 """
 
-import argparse
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import common
 import cv2
-import machine
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -132,17 +131,16 @@ def flow_rows(path, checkpoint):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.options(__doc__)
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--rgb", required=True)
     parser.add_argument("--flow", required=True)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    result = {**machine.record("torch", "numpy", "av"), "clips": {}}
-    for path in arguments.clips:
+    args = common.parse(parser)
+    result = {"clips": {}}
+    for path in args.clips:
         result["clips"][path.name] = {}
         for stream, rows in (("rgb", rgb_rows), ("flow", flow_rows)):
-            found = rows(path, getattr(arguments, stream))
+            found = rows(path, getattr(args, stream))
             result["clips"][path.name][stream] = found
             for name, row in found.items():
                 print(
@@ -150,7 +148,7 @@ def main():
                     f"{row['cosine']:10.6f}{row['logit']:9.3f}",
                     flush=True,
                 )
-        machine.write(result, "ports", output=arguments.output)  # after each: it takes long
+        common.write(args, result, "torch", "numpy", "av")  # after each: it takes long
 
 
 if __name__ == "__main__":
