@@ -146,12 +146,12 @@ def shards_or_synthetic(shards: Path | None):
 
 def open_shards(folder: Path) -> tuple:
     """(dataset, its source of videos, indices of those that can be read)."""
-    from i3d.data.reading.clips import ShardSource
+    from i3d.data.reading.clips import ShardClips
     from i3d.data.shards import open_dataset
     from i3d.presets import find_preset
 
     dataset = open_dataset(folder)
-    source = ShardSource(dataset, find_preset(dataset.manifest.preset))
+    source = ShardClips(dataset, find_preset(dataset.manifest.preset))
     failed = {failure.key for failure in dataset.failures()}
     return dataset, source, [i for i, key in enumerate(source.keys) if key not in failed]
 

@@ -51,11 +51,12 @@ def point(batch, frames, size, device, width):
 
 def with_workers(workers):
     """Seconds of a precompute of frames, and bytes of the largest worker at its peak."""
-    from i3d.tasks.precompute.writing import Settings, precompute
+    from i3d.tasks.precompute.options import Settings, Work
+    from i3d.tasks.precompute.writing import precompute
 
     with common.videos_or_synthetic([]) as (videos, folder):
         dataset = common.dataset_of(videos * VIDEOS, folder)
-        options = {"settings": Settings(flow=False), "workers": workers}
+        options = {"settings": Settings(flow=False), "work": Work(workers=workers)}
         seconds, _ = common.timed(lambda: precompute(dataset, folder / "shards", **options))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return {"workers": workers, "seconds": seconds, "peak_bytes": peak}

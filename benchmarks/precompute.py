@@ -17,7 +17,8 @@ from pathlib import Path
 import common
 import cv2
 
-from i3d.tasks.precompute.writing import Settings, VideoTask, encode_video
+from i3d.tasks.precompute.encode import VideoTask, encode_video
+from i3d.tasks.precompute.options import Settings
 from i3d.video import VideoReader
 
 SECONDS = 10  # of a video that ffmpeg reads, at most
