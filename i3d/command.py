@@ -4,6 +4,7 @@
 it, the rare options in groups.
 """
 
+import textwrap
 import types
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields
@@ -84,8 +85,10 @@ class Command(click.Command):
                     formatter.write_dl([record for record in records if record is not None])
         rare = [p.opts[0] for h, group in groups.items() if h != COMMON for p in group]
         if rare and not show_all:
+            text = f"Rare ones, which --help-all explains: {', '.join(rare)}"
+            lines = textwrap.wrap(text, formatter.width, break_on_hyphens=False)
             formatter.write_paragraph()
-            formatter.write_text(f"Rare ones, which --help-all explains: {', '.join(rare)}")
+            formatter.write("\n".join(lines) + "\n")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example."""

@@ -21,7 +21,8 @@ ALLOWED = {
     "presets": GROUND,
     "records": GROUND,
     "files": GROUND,
-    "console": GROUND | {"records"},
+    "command": GROUND,
+    "console": GROUND | {"files"},
     "classes": GROUND | {"files"},
     "parallel": GROUND,
     "video": GROUND | {"files", "presets"},
@@ -35,7 +36,7 @@ ALLOWED = {
 }
 BELOW = set(ALLOWED)
 # The rooms that join the others, from the lower to the upper; the package's own names are lazy.
-ALLOWED |= {"tasks": BELOW, "demo": BELOW | {"tasks"}, "cli": BELOW | {"tasks", "demo", ""}}
+ALLOWED |= {"tasks": BELOW, "demo": BELOW | {"tasks"}, "cli": BELOW | {"tasks", "demo"}}
 FACES = {"", "__main__"}
 
 
