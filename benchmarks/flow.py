@@ -1,6 +1,6 @@
 """TV-L1 flow on one thread: ours beside OpenCV's, in one run, taking turns.
 
-    python benchmarks/flow.py [VIDEO ...] [--every 10] [--output benchmarks/results/flow.json]
+    python benchmarks/flow.py [VIDEO ...] [--every 10]
     python benchmarks/flow.py --device cuda [VIDEO ...]      # see flow_gpu.py
 
 Takes neighbouring frames at 25 fps with the short side at 256, every EVERY-th pair of them; without
@@ -13,13 +13,11 @@ import os
 
 os.environ["NUMBA_NUM_THREADS"] = "1"
 
-import argparse
 import sys
-import time
 from pathlib import Path
 
+import common
 import cv2
-import machine
 import numpy as np
 
 from i3d.flow import TVL1, cpu
@@ -54,8 +52,7 @@ def gray_frames(path):
 def synthetic_frames(count=31):
     """A textured background that pans while a disc crosses it; the last third stands still."""
     noise = np.random.default_rng(0).normal(size=(2, 400, 600)).astype(np.float32)
-    layers = [sum(cv2.GaussianBlur(n, (0, 0), s) * s for s in (1, 3, 12)) for n in noise]
-    layers = [cv2.normalize(layer, None, 0, 255, cv2.NORM_MINMAX) for layer in layers]
+    layers = [common.texture(n, (1, 3, 12)) for n in noise]
     y, x = np.mgrid[:256, :340].astype(np.float32)
     for index in range(count):
         t = min(index, count * 2 // 3)
@@ -74,20 +71,17 @@ def compare(name, frames, every):
         if previous is not None and index % every == 0:
             solver = solver or cpu.PairSolver(*frame.shape, parameters)
             first = cpu.build_scales(previous, parameters, spare=first)
-            begin = time.perf_counter()
-            second = cpu.build_scales(frame, parameters, spare=second)
-            ours = solver.flow(first, second)
-            middle = time.perf_counter()
-            reference = opencv.calc(previous, frame, None)
-            end = time.perf_counter()
+            scale_seconds, second = common.timed(cpu.build_scales, frame, parameters, second)
+            flow_seconds, ours = common.timed(solver.flow, first, second)
+            opencv_seconds, reference = common.timed(opencv.calc, previous, frame, None)
             distance = np.hypot(*np.moveaxis(ours - reference, -1, 0))
             records.append(
                 {
                     "video": name,
                     "frame": index - 1,
                     "size": f"{frame.shape[1]}x{frame.shape[0]}",
-                    "ours_seconds": middle - begin,
-                    "opencv_seconds": end - middle,
+                    "ours_seconds": scale_seconds + flow_seconds,
+                    "opencv_seconds": opencv_seconds,
                     "mean_flow_pixels": float(np.hypot(*np.moveaxis(reference, -1, 0)).mean()),
                     "end_point_difference_pixels": float(distance.mean()),
                     "share_over_half_a_pixel": float((distance > 0.5).mean()),
@@ -117,32 +111,32 @@ def summarise(records):
     }
 
 
+def warm_up():
+    """Compile or load the kernels."""
+    scales = [cpu.build_scales(frame, TVL1()) for frame in np.zeros((2, 32, 32), np.uint8)]
+    cpu.PairSolver(32, 32, TVL1()).flow(*scales)
+
+
+def read_clips(videos):
+    """(name, frames) of every video, or of the synthetic clip."""
+    clips = [(video.name, gray_frames(video)) for video in videos]
+    return clips or [("synthetic", synthetic_frames())]
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("videos", nargs="*")
+    parser = common.options(__doc__, gpu=True)
+    parser.add_argument("videos", nargs="*", type=Path)
     parser.add_argument("--every", type=int, default=10, help="compare every N-th pair")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/flow[_cuda].json")
-    arguments = parser.parse_args()
-
-    def read_clips():
-        clips = [(Path(video).name, gray_frames(video)) for video in arguments.videos]
-        return clips or [("synthetic", synthetic_frames())]
-
-    if arguments.device == "cuda":
+    args = common.parse(parser)
+    if args.device == "cuda":
         import flow_gpu
 
-        sys.exit(flow_gpu.run(read_clips, arguments.every, arguments.output))
+        sys.exit(flow_gpu.run(args, lambda: read_clips(args.videos)))
     cv2.setNumThreads(1)
-
-    begin = time.perf_counter()
-    warm_up = [cpu.build_scales(frame, TVL1()) for frame in np.zeros((2, 32, 32), np.uint8)]
-    cpu.PairSolver(32, 32, TVL1()).flow(*warm_up)
-    ready_seconds = time.perf_counter() - begin
-
+    ready_seconds, _ = common.timed(warm_up)
     records = []
-    for name, frames in read_clips():
-        records += compare(name, frames, arguments.every)
+    for name, frames in read_clips(args.videos):
+        records += compare(name, frames, args.every)
     still = [r for r in records if r["mean_flow_pixels"] < STILL_PIXELS]
     moving = [r for r in records if r["mean_flow_pixels"] >= STILL_PIXELS]
     groups = {"all": records, "moving": moving, "still": still}
@@ -165,13 +159,12 @@ def main():
     print(f"compiling or loading the kernels took {ready_seconds:.1f} s")
 
     result = {
-        **machine.record("numpy", "numba", "llvmlite", "opencv-contrib-python-headless"),
         "threads": 1,
         "ready_seconds": ready_seconds,
         "summary": summary,
         "pairs": records,
     }
-    machine.write(result, "flow", output=arguments.output)
+    common.write(args, result, "numpy", "numba", "llvmlite", "opencv-contrib-python-headless")
 
 
 if __name__ == "__main__":

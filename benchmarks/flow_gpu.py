@@ -8,12 +8,9 @@ what the work's bytes and operations are held against.
 """
 
 import ctypes
-import statistics
-import sys
-import time
 from dataclasses import asdict, replace
 
-import machine
+import common
 import numpy as np
 import torch
 
@@ -65,14 +62,7 @@ def agreement(clips, every):
 
 def seconds_of(work):
     """Median of ROUNDS, after one that warms up."""
-    times = []
-    for _ in range(ROUNDS + 1):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
+    return common.median(lambda: common.timed(work)[0], ROUNDS, warm_up=1)
 
 
 def ceilings():
@@ -144,12 +134,9 @@ def speed(frames, pairs, tiling, slots):
     return record | {f"{key}_per_pair": value for key, value in work.items()}
 
 
-def run(clips, every, output):
-    """Print and write everything; the exit code."""
-    if not torch.cuda.is_available():
-        print("no GPU here: nothing was checked or measured", file=sys.stderr)
-        return 1
-    records = agreement(clips(), every)
+def run(args, clips):
+    """Print and write everything; the exit code. ``clips()``: (name, frames) of each, anew."""
+    records = agreement(clips(), args.every)
     for r in records:
         print(
             f"{r['video']:36} {r['pairs']:4} pairs, end-point difference "
@@ -188,7 +175,6 @@ def run(clips, every, output):
     )
     print(f"agreement: {'yes' if good else 'NO'}; {best:.0f} pairs/s, aim {AIM}, least {LEAST}")
     result = {
-        **machine.record("torch", "numpy", "numba", "opencv-contrib-python-headless"),
         "frame_size": f"{frames.shape[2]}x{frames.shape[1]}",
         "pairs": PAIRS,
         "rounds": ROUNDS,
@@ -196,5 +182,5 @@ def run(clips, every, output):
         "ceilings": limits,
         "speed": speeds,
     }
-    machine.write(result, "flow", "cuda", output)
+    common.write(args, result, "torch", "numpy", "numba", "opencv-contrib-python-headless")
     return 0 if good and best >= LEAST else 1

@@ -16,40 +16,29 @@ second, and the share of the rate of a large matrix product of that precision in
 the time of every row of the table in bf16, and how far bf16's logits are from fp32's.
 """
 
-import argparse
 import os
-import statistics
 import tempfile
-import time
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
-import machine
+import common
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import trained_like
 from torch import nn
 
 import i3d
-from i3d.models.i3d import I3D, TABLE, MaxPool, Unit3D, same_padding
+from i3d.models.folded import FoldedUnit, NeighbourMax
+from i3d.models.i3d import TABLE, MaxPool, Unit3D
+from i3d.models.memory import reuse_freed_memory
+from i3d.models.padding import same_pads
 from i3d.tasks.export import export
-from i3d.tasks.network import forward
+from i3d.tasks.network import compute
 
 SHAPE = (3, 64, 224, 224)
 PACKAGES = ("torch", "onnxruntime", "openvino", "triton")
-
-
-def trained_like(stream="rgb", num_classes=400):
-    """The full network with statistics like a trained one's; speed does not depend on them."""
-    torch.manual_seed(0)
-    network = I3D(stream, num_classes).eval()
-    for name, tensor in network.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.2, 1.5)
-        elif name.endswith(("running_mean", "bias")):
-            tensor.normal_(0, 0.2)
-    return network
 
 
 def convolutions_of(network, clip):
@@ -60,7 +49,8 @@ def convolutions_of(network, clip):
     def before(module, inputs):
         found.append((row, module, inputs[0].detach()))
 
-    hooks = [m.register_forward_pre_hook(before) for m in network.modules() if type(m) is Unit3D]
+    units = [m for m in network.modules() if isinstance(m, Unit3D | FoldedUnit)]
+    hooks = [unit.register_forward_pre_hook(before) for unit in units]
     x = clip
     with torch.inference_mode():
         for row, _ in TABLE:
@@ -96,11 +86,11 @@ class AsPorts(nn.Module):
         return self.network.Logits.Conv3d_0c_1x1(x).mean((2, 3, 4))
 
     def layer(self, module, x):
-        if type(module) is Unit3D:
+        if isinstance(module, FoldedUnit):
             x = self.padded(x, module.conv.kernel_size, module.conv.stride)
             conv = module.conv
             return F.relu(F.conv3d(x, conv.weight, conv.bias, conv.stride))
-        if type(module) is MaxPool:
+        if isinstance(module, MaxPool | NeighbourMax):
             x = self.padded(x, module.kernel, module.stride)
             return F.max_pool3d(x, module.kernel, module.stride)
         if type(module) is nn.Sequential:
@@ -111,8 +101,7 @@ class AsPorts(nn.Module):
 
     @staticmethod
     def padded(x, kernel, stride):
-        sizes = zip(x.shape[2:], kernel, stride, strict=True)
-        pads = [same_padding(n, k, s) for n, k, s in sizes]
+        pads = same_pads(x.shape[2:], kernel, stride)
         return F.pad(x, [p for pair in reversed(pads) for p in pair])
 
 
@@ -156,6 +145,7 @@ def peers(network, clip, threads):
 
 def on_cpu(args):
     torch.set_num_threads(args.threads)
+    reuse_freed_memory()
     clip = torch.rand(1, *SHAPE) * 2 - 1
     network = trained_like().fold()
     work = convolutions_of(network, clip)
@@ -175,7 +165,11 @@ def on_cpu(args):
     with torch.inference_mode():
         rows |= peers(network, clip, args.threads)
         rows["matrix product"] = lambda: torch.mm(*matrices)
-        median = medians(rows, args.rounds)
+        median = common.medians(
+            lambda: {name: common.timed(run)[0] for name, run in rows.items()},
+            args.rounds,
+            warm_up=1,
+        )
     rate = 2 * 2048**3 / median.pop("matrix product")
     median["multiplications at the rate of a matrix product"] = flop / rate
     print(f"1 x {SHAPE}, fp32, {args.threads} threads, {flop / 1e9:.0f} GFLOP a clip")
@@ -190,18 +184,6 @@ def on_cpu(args):
         "seconds": median,
         "ours_over": {name: median["i3d"] / seconds for name, seconds in median.items()},
     }
-
-
-def medians(rows, rounds):
-    """Seconds of every row, run in turns after one turn to warm up."""
-    times = {name: [] for name in rows}
-    for number in range(rounds + 1):
-        for name, run in rows.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 # --- GPU ------------------------------------------------------------------------------------------
@@ -225,7 +207,7 @@ def on_cuda(args):
         for batch in args.batches:
             clip = torch.rand(batch, *SHAPE, device="cuda", dtype=dtype) * 2 - 1
             clip = clip.contiguous(memory_format=torch.channels_last_3d)
-            for form, run in forms(network, clip).items():
+            for form, run in forms(network, clip):
                 seconds = cuda_seconds(run, args.rounds)
                 share = batch * flop / seconds / rate
                 table["clips"][f"{form}, batch {batch}"] = {
@@ -234,6 +216,7 @@ def on_cuda(args):
                     "peak_bytes": torch.cuda.max_memory_allocated(),
                 }
                 print(f"  {form:10} batch {batch:3}{batch / seconds:9.1f} clips/s {share:6.1%}")
+            del run  # and with it the graph's memory, before the next one's peak is measured
         if precision == "bf16":
             result["rows_bf16"] = by_row(network, clip, rate, args.rounds)
     result["bf16_against_fp32"] = bf16_error(args)
@@ -241,37 +224,43 @@ def on_cuda(args):
 
 
 def forms(network, clip):
-    """Name -> callable: eager, compiled, and replayed as a CUDA graph."""
+    """(name, callable): eager, compiled, and replayed as a CUDA graph, each when it is its turn."""
+    torch.cuda.reset_peak_memory_stats()
+    yield "eager", lambda: network(clip)
+
+    # Dynamo compiles a function for eight inputs, and runs it uncompiled for the ninth.
+    torch._dynamo.reset()
+    torch.cuda.reset_peak_memory_stats()
     compiled = torch.compile(network)
+    yield "compiled", lambda: compiled(clip)
+
+    torch.cuda.reset_peak_memory_stats()
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode():
         side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())  # which may still fill the clip
         with torch.cuda.stream(side):  # warmed up apart, as capturing asks for
             for _ in range(3):
                 network(clip)
         torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(graph):
             network(clip)
-    return {
-        "eager": lambda: network(clip),
-        "compiled": lambda: compiled(clip),
-        "graph": graph.replay,
-    }
+    yield "graph", graph.replay
 
 
 def cuda_seconds(run, rounds):
     """Median of the rounds, by the GPU's own clock."""
-    times = []
+
+    def once():
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
     with torch.inference_mode():
-        for number in range(rounds + 3):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run()
-            end.record()
-            end.synchronize()
-            if number >= 3:
-                times.append(start.elapsed_time(end) / 1000)
-    return statistics.median(times)
+        return common.median(once, rounds, warm_up=3)
 
 
 def matrix_rate(dtype, size=8192):
@@ -306,7 +295,7 @@ def bf16_error(args):
     for video in args.videos:
         clip = i3d.rgb_clip(i3d.read_video(video)[:250])[None].to("cuda")
         for precision, of_videos in logits.items():
-            of_videos.append(forward(network, clip, precision)[0].cpu().numpy())
+            of_videos.append(compute(network, clip, precision=precision)[0].cpu().numpy())
     logits = {precision: np.stack(of_videos) for precision, of_videos in logits.items()}
     agree = (logits["fp32"].argmax(1) == logits["bf16"].argmax(1)).mean()
     error = float(np.abs(logits["fp32"] - logits["bf16"]).max())
@@ -316,21 +305,15 @@ def bf16_error(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = common.options(__doc__, rounds=7, gpu=True)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--checkpoint", default="rgb_imagenet_kinetics400", help="for --videos")
     parser.add_argument("--videos", type=Path, nargs="*", help="compare bf16 on them (GPU)")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("benchmarks/forward.py: --device cuda, and PyTorch finds no GPU here")
+    args = common.parse(parser)
     with torch.no_grad() if args.device == "cuda" else nullcontext():
         measured = on_cpu(args) if args.device == "cpu" else on_cuda(args)
-    result = {**machine.record(*PACKAGES), **measured}
-    machine.write(result, "forward", args.device, args.output)
+    common.write(args, measured, *PACKAGES)
 
 
 if __name__ == "__main__":

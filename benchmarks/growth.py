@@ -12,12 +12,8 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
 
-import machine
-from precompute import synthetic_video
+import common
 
 # (batch, frames, size) along each axis; 64 frames of 224 pixels are where the axes meet.
 AXES = {
@@ -42,11 +38,7 @@ def point(batch, frames, size, device, width):
         idle = memory(device)
         clip = torch.zeros(batch, 3, frames, size, size, device=device)
         clip.uniform_(-1, 1)
-        start = time.perf_counter()
-        network(clip)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        seconds, _ = common.timed(network, clip)
     return {
         "batch": batch,
         "frames": frames,
@@ -59,18 +51,13 @@ def point(batch, frames, size, device, width):
 
 def with_workers(workers):
     """Seconds of a precompute of frames, and bytes of the largest worker at its peak."""
-    from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
+    from i3d.tasks.precompute.options import Settings, Work
+    from i3d.tasks.precompute.writing import precompute
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        video = synthetic_video(folder)
-        (folder / "videos" / "class").mkdir(parents=True)
-        for i in range(VIDEOS):
-            (folder / "videos" / "class" / f"{i}.mp4").symlink_to(video)
-        videos = VideoSet(folder / "videos", classes="folders")
-        start = time.perf_counter()
-        precompute(videos, folder / "shards", settings=Settings(flow=False), workers=workers)
-        seconds = time.perf_counter() - start
+    with common.videos_or_synthetic([]) as (videos, folder):
+        dataset = common.dataset_of(videos * VIDEOS, folder)
+        options = {"settings": Settings(flow=False), "work": Work(workers=workers)}
+        seconds, _ = common.timed(lambda: precompute(dataset, folder / "shards", **options))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return {"workers": workers, "seconds": seconds, "peak_bytes": peak}
 
@@ -90,13 +77,11 @@ def in_a_process(args, *what):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = common.options(__doc__, gpu=True)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--point", type=int, nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
+    args = common.parse(parser)
     if args.point or args.share:
         run = with_workers(args.share) if args.share else None
         print(json.dumps(run or point(*args.point, args.device, args.width)))
@@ -117,8 +102,7 @@ def main():
         for found in measured["workers"]:
             rate, megabytes = VIDEOS / found["seconds"], found["peak_bytes"] / 1e6
             print(f"  workers {found['workers']:<16}{rate:8.2f} videos/s, {megabytes:.0f} MB each")
-    result = {**machine.record("torch"), "width": args.width, "points": measured}
-    machine.write(result, "growth", args.device, args.output)
+    common.write(args, {"width": args.width, "points": measured}, "torch")
 
 
 if __name__ == "__main__":

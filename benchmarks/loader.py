@@ -9,43 +9,21 @@ loader with worker processes, in the steady state. Without shards, some are made
 videos.
 """
 
-import argparse
 import json
-import statistics
-import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
+import common
 import cv2
-import machine
 import numpy as np
 import simplejpeg
 import torch
 import webdataset
-from precompute import synthetic_video
 
 from i3d.clips import Views
-from i3d.data.reading.clips import ShardSource, load_videos
-from i3d.data.shards import open_dataset
-from i3d.presets import find_preset
-from i3d.tasks.precompute.writing import VideoSet, precompute
+from i3d.parallel.ahead import read_items
 
-VIDEOS = 3  # synthetic ones
-
-
-def synthetic_shards(folder):
-    video = synthetic_video(folder)
-    (folder / "videos" / "class").mkdir(parents=True)
-    for i in range(VIDEOS):
-        (folder / "videos" / "class" / f"{i}.mp4").symlink_to(video)
-    precompute(VideoSet(folder / "videos", classes="folders"), folder / "shards")
-    return folder / "shards"
-
-
-def timed(work, *arguments):
-    start = time.perf_counter()
-    result = work(*arguments)
-    return time.perf_counter() - start, result
+CROP = slice(16, 240)
 
 
 def decode_alone(sample):
@@ -70,46 +48,44 @@ def by_webdataset(tars):
             ends = np.cumsum(info[stream]["sizes"])[:-1]
             parts = np.split(np.frombuffer(sample[suffix], np.uint8), ends)
             flag = cv2.IMREAD_COLOR_RGB if stream == "rgb" else cv2.IMREAD_UNCHANGED
-            np.stack([cv2.imdecode(part, flag)[16:240, 16:240] for part in parts[:250]])
+            np.stack([cv2.imdecode(part, flag)[CROP, CROP] for part in parts[:250]])
         count += 1
     return count
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shards", nargs="?", type=Path)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        measure(args, args.shards or synthetic_shards(Path(name)))
+def turn(dataset, source, indices, tars):
+    """Seconds a video of every row."""
+    streams = dataset.manifest.streams
+    seconds = dict.fromkeys(("read", "decode", "copy", "limit"), 0.0)
+    read = partial(source.read, streams=streams, views=Views())
+    for i in indices:
+        read_seconds, sample = common.timed(dataset.read_sample, source.keys[i])
+        whole_seconds, (arrays, _) = common.timed(read, i)
+        tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays.values()]
+        seconds["read"] += read_seconds
+        seconds["decode"] += whole_seconds - read_seconds
+        seconds["copy"] += common.timed(lambda t=tensors: [x.share_memory_() for x in t])[0]
+        seconds["limit"] += common.timed(decode_alone, sample)[0]
+    seconds["webdataset"] = common.timed(by_webdataset, tars)[0]
+    return {name: value / len(indices) for name, value in seconds.items()}
+
+
+def loader_rate(source, indices, streams, workers):
+    """Videos a second of the loader in the steady state."""
+    indices = indices * max(1, 24 // len(indices))
+    read = partial(source.read, streams=streams, views=Views())
+    videos = read_items(read, indices, workers=workers)
+    for _ in range(2 * workers):  # started and filled
+        next(videos)
+    seconds, rest = common.timed(lambda: sum(1 for _ in videos))
+    return rest / seconds
 
 
 def measure(args, folder):
-    dataset = open_dataset(folder)
-    source = ShardSource(dataset, find_preset(dataset.manifest.preset))
-    failed = {failure.key for failure in dataset.failures()}
-    good = [i for i, key in enumerate(source.keys) if key not in failed]
+    dataset, source, good = common.open_shards(folder)
     streams = dataset.manifest.streams
     tars = sorted(str(path) for path in folder.glob("*.tar"))
-    rows = {name: [] for name in ("read", "decode", "copy", "limit", "webdataset")}
-    for _ in range(args.rounds):
-        of_round = dict.fromkeys(rows, 0.0)
-        for i in good:
-            seconds, sample = timed(dataset.read_sample, source.keys[i])
-            of_round["read"] += seconds
-            whole, pixels = timed(source.read, i, streams, Views())
-            of_round["decode"] += whole - seconds
-            tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in pixels.arrays.values()]
-            of_round["copy"] += timed(lambda t=tensors: [x.share_memory_() for x in t])[0]
-            of_round["limit"] += timed(decode_alone, sample)[0]
-        of_round["webdataset"] = timed(by_webdataset, tars)[0]
-        for name, seconds in of_round.items():
-            rows[name].append(seconds / len(good))
-    median = {name: statistics.median(values) for name, values in rows.items()}
+    median = common.medians(lambda: turn(dataset, source, good, tars), args.rounds)
     ours = median["read"] + median["decode"] + median["copy"]
     print(f"{len(good)} videos of {folder}, streams: {', '.join(streams)}; ms a video on one core")
     for name in ("read", "decode", "copy"):
@@ -119,15 +95,9 @@ def measure(args, folder):
         print(f"  {name:12}{1000 * median[name]:8.1f}   {median[name] / ours:.2f} of ours")
     rates = {}
     for workers in args.workers:
-        indices = good * max(1, 24 // len(good))
-        videos = load_videos(source, indices, streams=streams, views=Views(), workers=workers)
-        for _ in range(2 * workers):  # started and filled
-            next(videos)
-        seconds, rest = timed(lambda v=videos: sum(1 for _ in v))
-        rates[workers] = rest / seconds
+        rates[workers] = loader_rate(source, good, streams, workers)
         print(f"  {workers} workers   {rates[workers]:8.2f} videos/s")
-    result = {
-        **machine.record("simplejpeg", "opencv-contrib-python-headless", "torch"),
+    return {
         "rounds": args.rounds,
         "videos": [source.keys[i] for i in good],
         "streams": list(streams),
@@ -135,7 +105,18 @@ def measure(args, folder):
         "videos_per_second_a_core": 1 / ours,
         "videos_per_second_by_workers": rates,
     }
-    machine.write(result, "loader", output=args.output)
+
+
+def main():
+    parser = common.options(__doc__, rounds=7)
+    parser.add_argument("shards", nargs="?", type=Path)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    args = common.parse(parser)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    with common.shards_or_synthetic(args.shards) as folder:
+        result = measure(args, folder)
+    common.write(args, result, "simplejpeg", "opencv-contrib-python-headless", "torch")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ logarithmic axis; right, how time and memory of a forward pass grow.
 import json
 from pathlib import Path
 
+from common import RESULTS
 from matplotlib.figure import Figure
 
-RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 DOTS_PER_INCH = 130
 

@@ -8,14 +8,12 @@ of a difference is the length of the change over the length of the features, its
 cosine; the largest change of a logit stands beside them.
 """
 
-import argparse
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import common
 import cv2
-import machine
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,8 +21,9 @@ import torch.nn.functional as F
 from i3d import rgb_clip
 from i3d.clips import center_crop
 from i3d.flow import optical_flow
-from i3d.models import i3d as network
+from i3d.models import padding
 from i3d.models.checkpoints import build, read_weights
+from i3d.models.i3d import MaxPool
 from i3d.video import VideoReader
 
 FRAMES = 32
@@ -41,7 +40,7 @@ def read(path, fps=25.0, frames=FRAMES):
 def load(checkpoint, bn_eps=None):
     weights = read_weights(checkpoint)
     if bn_eps is not None:
-        weights = replace(weights, config=weights.config | {"bn_eps": bn_eps})
+        weights = weights.with_config(bn_eps=bn_eps)
     return build(weights).fold()
 
 
@@ -53,8 +52,8 @@ def symmetric_padding():
         return F.max_pool3d(x, self.kernel, self.stride, [(k - 1) // 2 for k in self.kernel])
 
     with (
-        mock.patch.object(network, "same_padding", lambda n, k, s: ((k - 1) // 2,) * 2),
-        mock.patch.object(network.MaxPool, "forward", pool),
+        mock.patch.object(padding, "same_padding", lambda n, k, s: ((k - 1) // 2,) * 2),
+        mock.patch.object(MaxPool, "forward", pool),
     ):
         yield
 
@@ -132,17 +131,16 @@ def flow_rows(path, checkpoint):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.options(__doc__)
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--rgb", required=True)
     parser.add_argument("--flow", required=True)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    result = {**machine.record("torch", "numpy", "av"), "clips": {}}
-    for path in arguments.clips:
+    args = common.parse(parser)
+    result = {"clips": {}}
+    for path in args.clips:
         result["clips"][path.name] = {}
         for stream, rows in (("rgb", rgb_rows), ("flow", flow_rows)):
-            found = rows(path, getattr(arguments, stream))
+            found = rows(path, getattr(args, stream))
             result["clips"][path.name][stream] = found
             for name, row in found.items():
                 print(
@@ -150,7 +148,7 @@ def main():
                     f"{row['cosine']:10.6f}{row['logit']:9.3f}",
                     flush=True,
                 )
-        machine.write(result, "ports", output=arguments.output)  # after each: it takes long
+        common.write(args, result, "torch", "numpy", "av")  # after each: it takes long
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A job's options stand beside the job, in its ``options.py``; here is what the co
 them. Libraries are imported inside the commands, so that help appears at once.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -82,9 +81,10 @@ def predict(options: predict_options.Options, videos: tuple[str, ...]) -> int:
 @click.argument("checkpoint")
 @click.argument("output")
 def convert(options: ConvertOptions, checkpoint: str, output: str) -> None:
-    """Convert CHECKPOINT (TensorFlow, .npz, PyTorch, .safetensors) to OUTPUT.
+    """Convert a checkpoint of any program.
 
-    OUTPUT ends in .safetensors, or in .npz for the Chainer program's layout.
+    CHECKPOINT is TensorFlow's, .npz, PyTorch's or .safetensors; OUTPUT ends in .safetensors, or in
+    .npz for the Chainer program's layout.
     """
     from i3d.console import show
     from i3d.tasks.convert import convert as run
@@ -97,9 +97,9 @@ def convert(options: ConvertOptions, checkpoint: str, output: str) -> None:
 @click.argument("checkpoint")
 @click.argument("output")
 def export(options: ExportOptions, checkpoint: str, output: str) -> None:
-    """Export CHECKPOINT (a name or file) for other runtimes, and check it against PyTorch.
+    """Export a network for other runtimes, checked against PyTorch.
 
-    OUTPUT ends in .onnx, or in .pt2 for torch.export.
+    CHECKPOINT is a name or file; OUTPUT ends in .onnx, or in .pt2 for torch.export.
     """
     from i3d.console import show
     from i3d.tasks.export import export as run
@@ -115,13 +115,10 @@ def checkpoints() -> None:
 @command(checkpoints, PrintOptions, name="list")
 def checkpoints_list(options: PrintOptions) -> None:
     """Show every named checkpoint, its published accuracy, and where it is on disk."""
-    from i3d.tasks.checkpoints import format_checkpoints, list_checkpoints
+    from i3d.console import show
+    from i3d.tasks.checkpoints import list_checkpoints
 
-    rows = list_checkpoints()
-    if options.as_json:
-        click.echo(json.dumps({"checkpoints": rows}, indent=2, ensure_ascii=False))
-    else:
-        click.echo(format_checkpoints(rows))
+    show(list_checkpoints(), as_json=options.as_json)
 
 
 @command(checkpoints, DownloadOptions, name="download")
@@ -162,10 +159,10 @@ def precompute(
     videos: str,
     output: str | None,
 ) -> int:
-    """Turn the dataset VIDEOS into shards of RGB frames and TV-L1 flow in the folder OUTPUT.
+    """Turn videos into shards of RGB frames and TV-L1 flow.
 
-    Run it again to go on after an interruption; run it under torchrun, mpiexec or srun to share the
-    work between processes and nodes.
+    VIDEOS is a dataset, OUTPUT the folder of its shards. Run it again to go on after an
+    interruption; run it under torchrun, mpiexec or srun to share the work between processes.
     """
     from i3d.tasks.precompute.writing import run
 
@@ -188,10 +185,10 @@ def evaluate(
     outputs: evaluate_options.Outputs,
     sources: tuple[str, ...],
 ) -> int:
-    """Measure the accuracy of an RGB network, a flow network, or both together.
+    """Measure accuracy: of an RGB network, a flow one, or both.
 
     SHARDS is a folder that precompute wrote; VIDEOS is a dataset as precompute takes it. Run it
-    under torchrun, mpiexec or srun to share the work between processes and nodes.
+    under torchrun, mpiexec or srun to share the work between processes.
     """
     from i3d.tasks.evaluate.logits import run
 
@@ -217,10 +214,10 @@ def features(
     source: str,
     output: str,
 ) -> int:
-    """Compute features of videos of any length into OUTPUT, a folder or one file.
+    """Compute features of videos of any length.
 
-    Run it again to go on after an interruption; run it under torchrun, mpiexec or srun to share the
-    work between processes and nodes.
+    OUTPUT is a folder or one file. Run it again to go on after an interruption; run it under
+    torchrun, mpiexec or srun to share the work between processes.
     """
     from i3d.tasks.features.extraction import run
 
@@ -245,7 +242,7 @@ def fvd(
     real: str,
     fake: str | None,
 ) -> int:
-    """Measure the Fréchet Video Distance between two sets of videos.
+    """Measure the Fréchet Video Distance of two sets of videos.
 
     REAL and FAKE are folders of videos, shards, .npy or .npz arrays of videos or of features, or
     saved statistics. A protocol's settings can be changed; the result's name then says so. Run it
@@ -270,9 +267,10 @@ def train(
     outputs: PrintOptions,
     shards: str,
 ) -> int:
-    """Train a network on SHARDS, a folder that precompute wrote.
+    """Train a network on shards.
 
-    Run it under torchrun, mpiexec or srun for several processes and nodes.
+    SHARDS is a folder that precompute wrote. Run it under torchrun, mpiexec or srun for several
+    processes and nodes.
     """
     from i3d.tasks.train.run import run
 
@@ -282,13 +280,15 @@ def train(
 @command(cli, demo_options.Options, example="i3d demo demo-output")
 @click.argument("output", default="i3d-demo", type=click.Path(file_okay=False, path_type=Path))
 def demo(options: demo_options.Options, output: Path) -> None:
-    """Run the whole system on videos that it renders, into the folder OUTPUT (default: i3d-demo).
+    """Run the whole system on videos that it renders itself.
+
+    All that is made goes into the folder OUTPUT (default: i3d-demo).
 
     The videos are synthetic: figures that do one of twelve actions. They are precomputed, evaluated
     with two small networks that come with the package, and shown in OUTPUT/index.html; offline, in
     two minutes on two cores. Run it again to go on after an interruption.
     """
-    from i3d.demo import render_videos, run
+    from i3d.demo.pipeline import render_videos, run
 
     if options.videos_only:
         render_videos(

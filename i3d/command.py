@@ -73,6 +73,8 @@ class Command(click.Command):
         """Write the options under their headings, or the names of the rare ones."""
         groups: dict[str, list[click.Parameter]] = {}
         for parameter in self.get_params(ctx):
+            if not isinstance(parameter, click.Option):
+                continue  # the first line has the arguments
             groups.setdefault(self._heading(parameter), []).append(parameter)
         show_all = ctx.meta.get(ALL, False)
         for heading, parameters in sorted(groups.items(), key=lambda group: group[0] != COMMON):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -80,6 +80,23 @@ def parsed(kind: str, cls: type[_T], data: bytes, where: str) -> _T:
         return cast(_T, _build(cls, document, ""))
     except (ValueError, RecursionError) as e:  # a DatasetError is a ValueError
         raise DatasetError(f"{where}: {e}") from e
+
+
+def pick(cls: type[_T], document: Any) -> _T:
+    """A dataclass from a JSON object that may hold more than its fields.
+
+    Fields with a default may be absent.
+
+    Raises:
+        DatasetError: no object, or a field that is absent or does not fit.
+    """
+    if type(document) is not dict:
+        raise DatasetError(f"the whole is {document!r:.50}; expected an object")
+    for field in fields(cast(Any, cls)):
+        if field.name not in document and field.default is MISSING:
+            raise DatasetError(f"{field.name} is absent")
+    hints = _hints(cast(type, cls)).items()
+    return cls(**{name: _build(h, document[name], name) for name, h in hints if name in document})
 
 
 @cache

@@ -12,7 +12,9 @@ from support.bundles import small_model
 from support.videos import noise_images, write_video
 
 import i3d
-from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
+from i3d.data.videos import VideoSet
+from i3d.tasks.precompute.options import Settings
+from i3d.tasks.precompute.writing import precompute
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "i3d" / "eval_kinetics.py"
 CLASSES = ("archery", "bowling")

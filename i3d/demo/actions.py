@@ -291,7 +291,7 @@ def perform(
 
     Args:
         action: one of `ALL_ACTIONS`.
-        rng: draws the manner. The same draws make a reversed action the exact reversal of the
+        rng: source of the manner. The same draws make a reversed action the exact reversal of the
             other one.
         phases: (N,) increasing times within the clip, from 0 (its start) to 1 (its end).
         seconds: duration of the clip.

@@ -75,8 +75,8 @@ def open_folder(root: Path, *, seed: int, per_class: int, checkpoints: Path) -> 
     The networks are copied so that the commands can name them by a short path.
 
     Args:
-        root: the folder.
-        seed: of the videos.
+        root: path of the folder.
+        seed: number that the videos depend on.
         per_class: videos of each action.
         checkpoints: folder that holds ``rgb.safetensors`` and ``flow.safetensors``.
 

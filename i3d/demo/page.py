@@ -1,32 +1,25 @@
 """The page of a demo: the videos and their flow, the table, and what happens when.
 
-It plays the ``.mp4`` files beside it and holds all else itself. Its style is that of the page of an
-evaluation and a few rules more.
+It plays the ``.mp4`` files beside it and holds all else itself.
 """
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import cv2
 import numpy as np
-from markupsafe import Markup
 
-from i3d import files
 from i3d.clips import dequantize_flow
 from i3d.data.shards import Sample, open_dataset
-from i3d.data.shards.pictures import encode_rgb
 from i3d.demo.actions import ACTIONS, REVERSED
-from i3d.demo.folder import Folder
-from i3d.demo.sequence import Segment, action_at
+from i3d.demo.result import Demo
+from i3d.demo.sequence import action_at
 from i3d.flow.color import flow_to_color
 from i3d.metrics import probabilities
 from i3d.presets import find_preset
-from i3d.report.page import environment, percent, policy_hash, source
+from i3d.report.page import Picture, embed_picture, percent, write_html
 from i3d.tasks.evaluate.result import LABELS, Evaluation
-from i3d.tasks.predict.result import Prediction
 
 FLOW_PICTURES = 3  # of a video
 FLOW_QUANTILE = 0.995  # of the lengths: what is longer is darker, so that one bad pixel dims none
@@ -43,96 +36,33 @@ TICK_SECONDS = 2
 LEAST_SHOWN = 0.01  # probability; a cell of less is left empty
 
 
-@dataclass(frozen=True)
-class Step:
-    """A stage of the demo.
-
-    Attributes:
-        title: what it does.
-        command: as it is typed; None where there is none.
-        seconds: that it took.
-    """
-
-    title: str
-    command: str | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What a run found.
-
-    Attributes:
-        folder: where everything is.
-        seed: of the videos.
-        per_class: videos of each action.
-        evaluation: of the two networks on the videos.
-        prediction: of one of the videos.
-        timeline: of the longer video, window by window.
-        truth: what is done in the longer video.
-        steps: that led here.
-    """
-
-    folder: Folder
-    seed: int
-    per_class: int
-    evaluation: Evaluation
-    prediction: Prediction
-    timeline: Prediction
-    truth: tuple[Segment, ...]
-    steps: tuple[Step, ...]
-
-    @property
-    def seconds(self) -> float:
-        """Of all steps."""
-        return sum(step.seconds for step in self.steps)
-
-
-def write_page(demo: Demo) -> None:
+def write_index(demo: Demo) -> None:
     """Write ``index.html``, atomically; videos and shards are read from the folder."""
-    style = source("i3d.tasks.evaluate", "evaluation_page.css") + source("i3d.demo", "demo.css")
-    script = source("i3d.demo", "demo.js")
-    html = (
-        environment("i3d.demo")
-        .get_template("demo.html.jinja")
-        .render(
-            demo=demo,
-            evaluation=demo.evaluation,
-            labels=LABELS,
-            actions=ACTIONS,
-            pairs=REVERSED,
-            networks=demo.evaluation.predictions.about.checkpoints,
-            samples=_samples(demo),
-            wheel=_wheel(),
-            plot=_plot(demo),
-            sequence=_address(demo, demo.folder.sequence),
-            poster=_picture(demo.timeline.windows[0].frame),
-            evaluation_page=_address(demo, demo.folder.evaluation_page),
-            style=Markup(style),
-            style_hash=policy_hash(style),
-            script=Markup(script),
-            script_hash=policy_hash(script),
-        )
+    write_html(
+        demo.folder.page,
+        "i3d.demo",
+        "demo",
+        demo=demo,
+        evaluation=demo.evaluation,
+        labels=LABELS,
+        actions=ACTIONS,
+        pairs=REVERSED,
+        networks=demo.evaluation.predictions.about.checkpoints,
+        samples=_samples(demo),
+        wheel=_wheel(),
+        plot=_plot(demo),
+        sequence=_address(demo, demo.folder.sequence),
+        poster=embed_picture(demo.timeline.windows[0].frame, quality=JPEG_QUALITY),
+        evaluation_page=_address(demo, demo.folder.evaluation_page),
     )
-    files.write(demo.folder.page, html.encode())
 
 
 def _address(demo: Demo, path: Path) -> str:
-    """Of a file of the folder, relative to the page."""
+    """Address of a file of the folder, relative to the page."""
     return quote(path.relative_to(demo.folder.root).as_posix())
 
 
 # --- samples --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A picture in the page; its size is in pixels."""
-
-    uri: str
-    width: int
-    height: int
-    seconds: float = 0.0  # its time in the video
 
 
 @dataclass(frozen=True)
@@ -151,8 +81,8 @@ class _Sample:
 
     action: str
     address: str
-    poster: _Picture
-    flows: tuple[_Picture, ...]
+    poster: Picture
+    flows: tuple[tuple[float, Picture], ...]  # seconds of the video -> its flow
     max_pixels: float  # the length of flow that has the full colour
     answers: tuple[_Answer, ...]
 
@@ -172,7 +102,7 @@ def _samples(demo: Demo) -> list[_Sample]:
             _Sample(
                 action=action,
                 address=_address(demo, path),
-                poster=_picture(sample.frames(middle, middle + 1)[0]),
+                poster=embed_picture(sample.frames(middle, middle + 1)[0], quality=JPEG_QUALITY),
                 flows=flows,
                 max_pixels=max_pixels,
                 answers=_answers(demo.evaluation, videos.index(key), action),
@@ -191,7 +121,7 @@ def _answers(evaluation: Evaluation, video: int, action: str) -> tuple[_Answer, 
     return tuple(answers)
 
 
-def _flow_pictures(sample: Sample, fps: int) -> tuple[tuple[_Picture, ...], float]:
+def _flow_pictures(sample: Sample, fps: int) -> tuple[tuple[tuple[float, Picture], ...], float]:
     """The liveliest flow of each part of a video, and the length that has the full colour."""
     flow = dequantize_flow(sample.stored_flow())  # (T - 1, H, W, 2)
     length = np.linalg.norm(flow, axis=-1)  # (T - 1, H, W)
@@ -207,24 +137,20 @@ def _flow_pictures(sample: Sample, fps: int) -> tuple[tuple[_Picture, ...], floa
     longest = np.quantile(length[chosen], FLOW_QUANTILE)
     max_pixels = max(1.0, float(longest))
     pictures = flow_to_color(flow[chosen], max_pixels=max_pixels)
-    return tuple(
-        _picture(picture, seconds=i / fps) for i, picture in zip(chosen, pictures, strict=True)
-    ), max_pixels
+    flows = tuple(
+        (i / fps, embed_picture(picture, quality=JPEG_QUALITY))
+        for i, picture in zip(chosen, pictures, strict=True)
+    )
+    return flows, max_pixels
 
 
-def _wheel() -> _Picture:
+def _wheel() -> Picture:
     """The key to the flow's colours: the colour of every vector from the middle."""
     middle = (WHEEL_PIXELS - 1) / 2
     y, x = np.mgrid[:WHEEL_PIXELS, :WHEEL_PIXELS] - middle
     flow = np.stack([x, y], -1).astype(np.float32)
     flow[np.hypot(x, y) > middle] = 0
-    return _picture(flow_to_color(flow))
-
-
-def _picture(pixels: np.ndarray, *, seconds: float = 0.0) -> _Picture:
-    """Pixels uint8 (H, W, 3) as JPEG in a data URI."""
-    jpeg = base64.b64encode(encode_rgb(pixels, quality=JPEG_QUALITY)).decode()
-    return _Picture(f"data:image/jpeg;base64,{jpeg}", pixels.shape[1], pixels.shape[0], seconds)
+    return embed_picture(flow_to_color(flow), quality=JPEG_QUALITY)
 
 
 # --- timeline: a row an action, a column a window, shaded by the probability ----------------------
@@ -253,7 +179,7 @@ class _Cell(_Box):
 class _Column(_Box):
     """A window of the video: its picture, and what is said of it."""
 
-    picture: str
+    picture: Picture
     start_seconds: float
     end_seconds: float
     truth: str
@@ -278,7 +204,7 @@ def _plot(demo: Demo) -> dict[str, Any]:
         columns.append(
             _Column(
                 *(x, 0.0, width, THUMBNAIL_HEIGHT),
-                picture=_thumbnail(window.frame, width / THUMBNAIL_HEIGHT),
+                picture=_middle(window.frame, width / THUMBNAIL_HEIGHT),
                 start_seconds=start,
                 end_seconds=end,
                 truth=truth,
@@ -320,11 +246,10 @@ def _plot(demo: Demo) -> dict[str, Any]:
     }
 
 
-def _thumbnail(frame: np.ndarray, aspect: float) -> str:
-    """The middle of a frame, as high as it is and as wide as fits, as a data URI."""
+def _middle(frame: np.ndarray, aspect: float) -> Picture:
+    """The middle of a frame, as high as it is and as wide as fits."""
     height, width = frame.shape[:2]
     keep = min(width, round(height * aspect))
     left = (width - keep) // 2
     size = round(2 * THUMBNAIL_HEIGHT * keep / height), round(2 * THUMBNAIL_HEIGHT)
-    small = cv2.resize(frame[:, left : left + keep], size, interpolation=cv2.INTER_AREA)
-    return _picture(small).uri
+    return embed_picture(frame[:, left : left + keep], quality=JPEG_QUALITY, size=size)

@@ -18,9 +18,10 @@ from i3d.console import json_text
 from i3d.data.videos import VideoSet
 from i3d.demo.actions import ACTIONS
 from i3d.demo.folder import Folder, open_folder
-from i3d.demo.options import Options
-from i3d.demo.page import Demo, Step, write_page
+from i3d.demo.options import PER_CLASS, SEED, Options
+from i3d.demo.page import write_index
 from i3d.demo.render import render_dataset
+from i3d.demo.result import Demo, Step
 from i3d.demo.sequence import SEQUENCE, Segment, render_sequence
 from i3d.errors import I3DError
 from i3d.parallel.process import count_cores
@@ -45,12 +46,26 @@ NETWORKS = Path(__file__).parent  # trained; see the package's docstring
 def run(
     output: str | os.PathLike[str],
     *,
-    seed: int,
-    per_class: int,
-    workers: int | None,
-    checkpoints: str | os.PathLike[str] | None,
+    seed: int = SEED,
+    per_class: int = PER_CLASS,
+    workers: int | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
 ) -> Demo:
-    """See :func:`i3d.demo.run`."""
+    """``i3d demo``: run the example and say on standard output what is done.
+
+    Args:
+        output: folder for all that is made, itself made if need be. What an earlier run of the same
+            seed and number left there is used again.
+        seed: number that the videos depend on, at least 0; the same one gives the same videos.
+        per_class: videos of each action.
+        workers: processes that render and precompute; default: the cores.
+        checkpoints: folder of ``rgb.safetensors`` and ``flow.safetensors``; default: the package's.
+
+    Raises:
+        UsageError: an argument has no meaning, or the folder holds something else.
+        CheckpointError: a checkpoint is missing, or is for other classes.
+        I3DError: a stage fails.
+    """
     Options(seed=seed, per_class=per_class, workers=workers)  # checks them
     workers = workers or count_cores(World())
     networks = NETWORKS if checkpoints is None else Path(checkpoints)
@@ -70,7 +85,7 @@ def run(
         truth=truth,
         steps=tuple(journal.steps),
     )
-    write_page(demo)
+    write_index(demo)
     click.echo(f"{folder.page}: open it in a browser ({demo.seconds:.0f} s in all)")
     return demo
 
@@ -78,12 +93,23 @@ def run(
 def render_videos(
     output: str | os.PathLike[str],
     *,
-    seed: int,
-    per_class: int,
-    workers: int | None,
-    actions: Sequence[str] | None,
+    seed: int = SEED,
+    per_class: int = PER_CLASS,
+    workers: int | None = None,
+    actions: Sequence[str] | None = None,
 ) -> None:
-    """See :func:`i3d.demo.render_videos`."""
+    """``i3d demo --videos-only``: render videos to train on, and say how many.
+
+    Args:
+        output: folder for a folder of videos for each action. Videos that are there stay.
+        seed: number that the videos depend on, at least 0.
+        per_class: videos of each action.
+        workers: processes; default: the cores.
+        actions: any of `i3d.demo.actions.ALL_ACTIONS`; default: the twelve that the networks know.
+
+    Raises:
+        UsageError: an argument has no meaning.
+    """
     actions = ACTIONS if actions is None else actions
     rendered = render_dataset(
         output,
@@ -93,10 +119,10 @@ def render_videos(
         progress=True,
         workers=workers or count_cores(World()),
     )
-    click.echo(_rendered(output, rendered, of=len(actions) * per_class))
+    click.echo(_count_text(output, rendered, of=len(actions) * per_class))
 
 
-def _rendered(folder: str | os.PathLike[str], rendered: int, *, of: int) -> str:
+def _count_text(folder: str | os.PathLike[str], rendered: int, *, of: int) -> str:
     return f"{os.fspath(folder)}: {rendered} videos rendered, {of - rendered} there before"
 
 
@@ -126,7 +152,7 @@ def _render(
             folder.videos, per_class=per_class, seed=seed, progress=True, workers=workers
         )
         truth = render_sequence(folder.sequence, seed=seed, windows=WINDOWS_PER_ACTION)
-        click.echo(_rendered(folder.videos, rendered, of=len(ACTIONS) * per_class))
+        click.echo(_count_text(folder.videos, rendered, of=len(ACTIONS) * per_class))
     return truth
 
 
@@ -178,7 +204,7 @@ def _evaluate(folder: Folder, journal: _Journal) -> Evaluation:
 def _predict(
     folder: Folder, journal: _Journal, truth: tuple[Segment, ...]
 ) -> tuple[Prediction, Prediction]:
-    """Of one video of an action, and of the longer one, window by window."""
+    """Predictions for one video of an action, and for the longer one, window by window."""
     checkpoints = [os.fspath(folder.checkpoint(stream)) for stream in STREAMS]
     options = [word for name in checkpoints for word in ("--checkpoint", name)]
     sample = os.fspath(folder.sample(ACTIONS[0]))

@@ -1,18 +1,17 @@
 """Videos of synthetic human actions, as arrays and as .mp4 files.
 
     action, seed --stage--> Shot: joints in space -> points in the picture of the seed's scene
-    Shot -----> frames --write_video--> .mp4
+    Shot -----> frames --encode_mp4--> bytes of an .mp4 file
 
 The same seed gives the same pixels with the same version of OpenCV; another version may draw edges
 a little differently.
 """
 
+import io
 import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -22,7 +21,10 @@ import numpy as np
 from i3d import console, files
 from i3d.demo.actions import ACTIONS, ALL_ACTIONS, JOINT, SIDES, check_action, perform
 from i3d.demo.scene import FPS, Scene, draw_scene
-from i3d.errors import UsageError
+from i3d.errors import I3DError, UsageError
+from i3d.parallel.pool import Died, Failed, Result, WorkerPool
+
+AHEAD = 3  # videos begun per worker beyond the one that is written next
 
 # What is drawn: the convex hull of circles around joints (radii in heights), and what covers it.
 _PARTS: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = (
@@ -69,7 +71,7 @@ def render_video(action: str, seed: int) -> np.ndarray:
 
     Args:
         action: one of `i3d.demo.actions.ALL_ACTIONS`.
-        seed: at least 0; all else is drawn from it.
+        seed: number, at least 0, from which all else is drawn.
 
     Returns:
         uint8 (T, H, W, 3) RGB at 25 fps; T, H and W are random, see `i3d.demo.scene`.
@@ -232,11 +234,10 @@ def _fill(picture: np.ndarray, points: np.ndarray, color: np.ndarray | tuple[flo
     cv2.fillConvexPoly(picture, hull, tuple(map(float, color)), cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
-def write_video(path: str | os.PathLike[str], frames: np.ndarray, *, fps: int = FPS) -> None:
-    """Write H.264 in mp4, atomically. The same frames give the same bytes with the same FFmpeg.
+def encode_mp4(frames: np.ndarray, *, fps: int = FPS) -> bytes:
+    """H.264 in mp4. The same frames give the same bytes with the same FFmpeg.
 
     Args:
-        path: a local file; its folder is made if need be.
         frames: uint8 (T, H, W, 3) RGB, T at least 1, H and W even.
         fps: frames per second.
 
@@ -248,10 +249,8 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, *, fps: int = 
     if frames.shape[1] % 2 or frames.shape[2] % 2:
         height, width = frames.shape[1:3]
         raise UsageError(f"frames of {width}x{height} pixels: H.264 takes even sizes; crop a row")
-    with (
-        files.atomic_path(Path(path)) as temporary,
-        av.open(str(temporary), "w", format="mp4") as container,
-    ):
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
         # The bytes would depend on the number of threads and, with x264's macroblock tree, on what
         # was in memory before.
         options = {"crf": "20", "preset": "veryfast", "mbtree": "0"}
@@ -264,6 +263,7 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, *, fps: int = 
             frame.pts, frame.time_base = i, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def render_dataset(
@@ -283,16 +283,17 @@ def render_dataset(
     Args:
         folder: a local folder, made if need be.
         per_class: videos of each class.
-        seed: at least 0.
+        seed: number that the videos depend on, at least 0.
         actions: any of `i3d.demo.actions.ALL_ACTIONS`.
-        progress: show a progress bar on standard error.
-        workers: processes.
+        progress: whether to show a progress bar on standard error.
+        workers: processes that render.
 
     Returns:
         The number of videos that were rendered.
 
     Raises:
         UsageError: a negative seed, fewer than one video or worker, or no such action.
+        I3DError: a worker process died twice over the same video.
     """
     if min(per_class, workers) < 1 or seed < 0:
         least = f"per_class={per_class} and workers={workers} must be at least 1"
@@ -306,26 +307,39 @@ def render_dataset(
             if not path.exists():
                 place = [seed, ALL_ACTIONS.index(action), number]
                 state = np.random.SeedSequence(place).generate_state(2)
-                jobs.append((path, action, int(state[0]) << 32 | int(state[1])))
+                jobs.append(_Job(path, action, int(state[0]) << 32 | int(state[1])))
     title = "render" if progress else None
     with console.progress_bar(title, total=len(jobs), unit="videos") as bar:
-        if workers == 1:
-            for done, job in enumerate(jobs, start=1):
-                _render_file(*job)
-                bar.update(done)
-            return len(jobs)
-        # Not forked: a child of a process with threads, such as torch's, may hang.
-        with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
-            running = [pool.submit(_render_file, *job) for job in jobs]
-            try:
-                for done, finished in enumerate(as_completed(running), start=1):
-                    finished.result()
-                    bar.update(done)
-            except BaseException:  # Ctrl-C included: what has not begun is not waited for
-                pool.shutdown(cancel_futures=True)
-                raise
+        for done, (path, mp4) in enumerate(_render_all(jobs, workers=workers), start=1):
+            files.write(path, mp4)
+            bar.update(done)
     return len(jobs)
 
 
-def _render_file(path: Path, action: str, seed: int) -> None:
-    write_video(path, render_video(action, seed))
+@dataclass(frozen=True)
+class _Job:
+    """A video that is to be made."""
+
+    path: Path
+    action: str
+    seed: int
+
+
+def _render_all(jobs: Sequence[_Job], *, workers: int) -> Iterator[tuple[Path, bytes]]:
+    """The files of the jobs, in their order: this process writes them, so none is left half."""
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        yield from ((job.path, encode_mp4(render_video(job.action, job.seed))) for job in jobs)
+        return
+    with WorkerPool(_work, workers=workers) as pool:
+        for job, outcome in pool.map(jobs, ahead=AHEAD * workers):
+            if isinstance(outcome, Failed):
+                raise outcome.error from RuntimeError(outcome.traceback)
+            if isinstance(outcome, Died):
+                raise I3DError(f"{job.path}: {outcome}; what is rendered stays: run again to go on")
+            yield job.path, outcome.value
+
+
+def _work(job: _Job) -> Result:
+    cv2.setNumThreads(1)  # the workers share the cores
+    return Result(encode_mp4(render_video(job.action, job.seed)))

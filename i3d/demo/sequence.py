@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from i3d import files
 from i3d.demo.actions import ACTIONS
-from i3d.demo.render import render_video, write_video
+from i3d.demo.render import encode_mp4, render_video
 from i3d.demo.scene import FPS, draw_scene
 
 # Two pairs of them are each other's reversal.
@@ -30,9 +31,9 @@ def render_sequence(path: Path, *, seed: int, windows: int) -> tuple[Segment, ..
     """Write the video unless it is there, and say what is done when.
 
     Args:
-        path: of the ``.mp4`` file.
-        seed: as `render_dataset`'s, whose videos show other scenes.
-        windows: each action lasts so many times a whole number of frames.
+        path: the ``.mp4`` file.
+        seed: number as `render_dataset`'s, whose videos show other scenes.
+        windows: number that divides the frames of each action.
     """
     # Every action is rendered with the same number, which is all that a scene depends on.
     first = int(np.random.SeedSequence([seed, len(ACTIONS)]).generate_state(1)[0])
@@ -41,7 +42,8 @@ def render_sequence(path: Path, *, seed: int, windows: int) -> tuple[Segment, ..
         if scene.stool is not None and scene.frames % windows == 0:
             break
     if not path.exists():
-        write_video(path, np.concatenate([render_video(a, number) for a in SEQUENCE]))
+        frames = np.concatenate([render_video(a, number) for a in SEQUENCE])
+        files.write(path, encode_mp4(frames))
     seconds = scene.frames / FPS
     return tuple(Segment(a, i * seconds, (i + 1) * seconds) for i, a in enumerate(SEQUENCE))
 

@@ -21,9 +21,9 @@ class Proportion:
     """A share of videos with its 95 % confidence interval.
 
     Attributes:
-        value: in 0..1.
+        value: share in 0..1.
         low: lower end of the Wilson score interval.
-        high: upper end.
+        high: its upper end.
     """
 
     value: float
@@ -36,11 +36,11 @@ class ReliabilityBin:
     """The videos whose best class had a probability in ``(lower, upper]``.
 
     Attributes:
-        lower: excluded, but for the first bin.
-        upper: included.
-        videos: how many.
-        confidence: their mean probability; 0 when there are none.
-        accuracy: the share that was right; 0 when there are none.
+        lower: probability in 0..1, excluded but for the first bin.
+        upper: probability in 0..1, included.
+        videos: number of them.
+        confidence: mean probability in 0..1; 0 when there are no videos.
+        accuracy: share in 0..1 that was right; 0 when there are no videos.
     """
 
     lower: float
@@ -58,9 +58,9 @@ class ClassificationScores:
         videos: number of labelled videos.
         top1: share whose best class is the true one.
         top5: share whose true class is among the five best (all classes where there are fewer).
-        mean_class: mean over the classes that have videos of each one's top-1, in 0..1.
-        calibration_error: expected calibration error, the mean distance of confidence and accuracy
-            over the reliability bins, weighted by their videos; in 0..1.
+        mean_class: mean in 0..1 over the classes that have videos, of each one's top-1.
+        calibration_error: expected calibration error in 0..1, the mean distance of confidence and
+            accuracy over the reliability bins, weighted by their videos.
         confusion: int64 (K, K); row: true class, column: best class.
         reliability: bins of equal width over 0..1.
     """
@@ -91,7 +91,7 @@ class Classification:
     """Top-1, top-5, mean class accuracy, confusion and calibration of a classifier.
 
     Args:
-        num_classes: K.
+        num_classes: number K of classes, at least 1.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -157,7 +157,7 @@ class Classification:
         """The scores of all that was counted.
 
         Raises:
-            I3DError: nothing was.
+            I3DError: no video was counted.
         """
         per_class = self._confusion.sum(1)
         videos = int(per_class.sum())

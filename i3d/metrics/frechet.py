@@ -25,8 +25,9 @@ FEW = 256  # samples; below, the distance is mostly bias and noise, and the rows
 MAX_DIMENSIONS = 1 << 14  # a covariance of 2 GiB
 REPLICATES = 200
 SUBSETS = 10  # drawn for each count of a curve
-_ASYMMETRY = 1e-3  # of the largest entry: what float32 sums leave is below 1e-5
-_NEGATIVE = 1e-4  # of the largest eigenvalue, likewise
+# Most that rounding may do to a covariance: what float32 sums leave is below 1e-5.
+_ASYMMETRY = 1e-3  # share of the largest entry
+_NEGATIVE = 1e-4  # share of the largest eigenvalue
 _KERNEL_ROWS = 1024  # a block of the kernel matrix has 8 MiB
 
 
@@ -39,11 +40,11 @@ class Moments:
     scatter, merged by Chan's formula, which loses nothing to a large mean.
 
     Args:
-        dimensions: D.
-        keep: keep every row, which the kernel distance and the curve need.
+        dimensions: number D of features of a sample.
+        keep: whether every row is kept, which the kernel distance and the curve need.
 
     Attributes:
-        count: N so far.
+        count: number N of samples so far.
     """
 
     def __init__(self, dimensions: int, *, keep: bool = False) -> None:
@@ -192,10 +193,10 @@ def frechet_distance(mu1: np.ndarray, cov1: np.ndarray, mu2: np.ndarray, cov2: n
     26.0
 
     Args:
-        mu1: mean, (D,).
-        cov1: covariance, (D, D): symmetric, without negative eigenvalues but for rounding.
-        mu2: likewise.
-        cov2: likewise.
+        mu1: mean (D,) of the first.
+        cov1: covariance (D, D): symmetric, without negative eigenvalues but for rounding.
+        mu2: mean (D,) of the second.
+        cov2: covariance (D, D) of the second.
 
     Returns:
         a number of at least 0, computed in float64.
@@ -220,9 +221,9 @@ def distance(one: Moments, other: Moments, *, unbiased: bool = True) -> float:
     """`frechet_distance` of two sets; of fewer samples than dimensions without a covariance.
 
     Args:
-        one: at least two samples.
-        other: likewise.
-        unbiased: covariances are divided by N - 1, else by N.
+        one: moments of at least two samples.
+        other: moments of at least two samples.
+        unbiased: whether covariances are divided by N - 1, else by N.
     """
     if one.dimensions != other.dimensions:
         raise I3DError(f"features of {one.dimensions} and {other.dimensions} dimensions")
@@ -265,9 +266,9 @@ class Interval:
     """Where a distance would lie if other samples, as many, had been drawn.
 
     Attributes:
-        low: at least 0.
-        high: likewise.
-        replicates: how often the samples were drawn again.
+        low: lower end, at least 0.
+        high: upper end.
+        replicates: number of times that the samples were drawn again.
     """
 
     low: float
@@ -296,25 +297,25 @@ def bootstrap(
     if one.rows is None and other.rows is None:
         raise I3DError("the rows of both sets were added up; there is nothing to draw from")
     rng = np.random.default_rng(seed)
-    drawn = np.array(
+    distances = np.array(
         [
-            distance(_redrawn(one, rng), _redrawn(other, rng), unbiased=unbiased)
+            distance(_redraw(one, rng), _redraw(other, rng), unbiased=unbiased)
             for _ in range(replicates)
         ]
     )
     tail = (1 - confidence) / 2
-    low, middle, high = np.quantile(drawn, [tail, 0.5, 1 - tail]).tolist()
+    low, middle, high = np.quantile(distances, [tail, 0.5, 1 - tail]).tolist()
     value = distance(one, other, unbiased=unbiased)
     return Interval(max(0.0, value + low - middle), value + high - middle, replicates)
 
 
-def _redrawn(moments: Moments, rng: np.random.Generator) -> Moments:
+def _redraw(moments: Moments, rng: np.random.Generator) -> Moments:
     rows = moments.rows
     if rows is None:
         return moments
-    redrawn = Moments(moments.dimensions, keep=True)
-    redrawn.update(rows[rng.integers(0, len(rows), len(rows))])
-    return redrawn
+    again = Moments(moments.dimensions, keep=True)
+    again.update(rows[rng.integers(0, len(rows), len(rows))])
+    return again
 
 
 @dataclass(frozen=True)
@@ -323,9 +324,9 @@ class CurvePoint:
 
     Attributes:
         count: samples of each set.
-        mean: over the subsets that were drawn.
-        lowest: of them.
-        highest: of them.
+        mean: mean distance of the subsets that were drawn.
+        lowest: smallest distance among them.
+        highest: largest distance among them.
     """
 
     count: int

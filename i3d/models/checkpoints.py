@@ -4,13 +4,11 @@ The five networks that DeepMind released are one table, :data:`CHECKPOINTS`. ``l
 names; the first time it downloads the original TensorFlow files, verifies them to the last bit
 and keeps them as safetensors in the user's cache folder. Everything else is a path or URL.
 
-A checkpoint of ours is a ``.safetensors`` file with the unfolded network's state dict and one
-metadata entry ``i3d``: the constructor's arguments of :class:`~i3d.models.i3d.I3D` as JSON.
+A checkpoint of ours is described in `i3d.models.format`.
 """
 
 import difflib
 import hashlib
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -21,10 +19,12 @@ import torch
 
 from i3d import files
 from i3d.errors import CheckpointError, UsageError
-from i3d.models.foreign.readers import Weights, read_npz, read_state_dict, read_tensorflow
+from i3d.models.foreign.readers import read_npz, read_state_dict, read_tensorflow
 from i3d.models.foreign.tf_bundle import find_prefix
-from i3d.models.i3d import BATCH_NORM_EPS, I3D, check_trainable
-from i3d.presets import KINETICS_I3D, Stream, find_preset
+from i3d.models.format import BATCH_NORM_EPS, Weights, read_metadata, write_safetensors
+from i3d.models.i3d import I3D
+from i3d.presets import Stream
+from i3d.records import plain
 
 KINETICS_I3D_COMMIT = "0667e889a5904b4dc122e0ded4c332f49f8df42c"
 KINETICS_I3D_URL = (
@@ -48,11 +48,11 @@ class Checkpoint:
         stream: ``"rgb"`` or ``"flow"``.
         classes: name of its class list.
         folder: where its files lie below the source's ``data/checkpoints``.
-        index_sha256: of ``model.ckpt.index``, which holds the CRC32C of every tensor.
+        index_sha256: SHA-256 of ``model.ckpt.index``, which holds the CRC32C of every tensor.
         data_bytes: size of ``model.ckpt.data-00000-of-00001``.
         pretraining: what the network was trained on before Kinetics.
-        top1: published accuracy in percent, under ``protocol``.
-        top5: likewise; None where it was not published.
+        top1: published top-1 accuracy in percent, under ``protocol``.
+        top5: published top-5 accuracy in percent; None where it was not published.
         protocol: what was measured, and who says so.
     """
 
@@ -179,7 +179,7 @@ def load(
 def build(weights: Weights) -> I3D:
     """The unfolded network that holds ``weights``, in eval mode."""
     with torch.device("meta"):  # no memory, no random numbers: the weights come next
-        model = I3D(**weights.config)
+        model = I3D(**plain(weights.config))
     model.load_state_dict(weights.tensors, assign=True)
     model.requires_grad_(True)
     return model.eval()
@@ -191,7 +191,7 @@ def fingerprint(weights: Weights) -> str:
     Of the names, shapes and float32 bytes of its parameters and statistics in the order of their
     names, and of BatchNorm's epsilon: 64 hexadecimal digits.
     """
-    digest = hashlib.sha256(f"bn_eps {weights.config['bn_eps']!r}\n".encode())
+    digest = hashlib.sha256(f"bn_eps {weights.config.bn_eps!r}\n".encode())
     for name in sorted(weights.tensors):
         if name.endswith("num_batches_tracked"):  # not in every format, and of no effect
             continue
@@ -216,16 +216,13 @@ def resolve(name_or_path: files.Location, *, progress: bool = False) -> files.Lo
     )
 
 
-def read_weights(
-    location: files.Location, *, bn_eps: float | None = None, classes: Any = None
-) -> Weights:
+def read_weights(location: files.Location, *, bn_eps: float | None = None) -> Weights:
     """Read a checkpoint of any format that we know, by its suffix.
 
     Args:
         location: path or URL of a ``.safetensors``, ``.npz``, ``.pt``/``.pth``/``.bin``/``.tar``
             file or a TensorFlow checkpoint (anything else).
         bn_eps: BatchNorm's epsilon of a PyTorch state dict, which does not carry it.
-        classes: class list to keep with the weights instead of the file's own.
 
     Raises:
         CheckpointError: missing, damaged or of another network.
@@ -236,74 +233,35 @@ def read_weights(
     if files.is_dir(text) and files.exists(pretrained):
         text = pretrained  # a folder that save_pretrained wrote
     if text.endswith(".safetensors"):
-        config = read_metadata(text)
-        if config and bn_eps is not None:
-            raise UsageError(f"{text}: its own bn_eps is {config['bn_eps']}; leave --bn-eps out")
-        weights = read_state_dict(
-            text,
-            bn_eps=config.get("bn_eps", bn_eps or BATCH_NORM_EPS),
-            classes=classes if classes is not None else config.get("classes"),
-            width=config.get("width"),
-        )
-        known: dict[str, Any] = {k: config[k] for k in ("preset", "source") if k in config}
-        return Weights({**weights.config, **known}, weights.tensors)
+        return _read_safetensors(text, bn_eps)
     if text.endswith((".pt", ".pth", ".bin", ".tar", ".pyth")):
-        return read_state_dict(text, bn_eps=bn_eps or BATCH_NORM_EPS, classes=classes)
+        return read_state_dict(text, bn_eps=bn_eps or BATCH_NORM_EPS)
     if bn_eps is not None:
         raise UsageError(f"{text}: --bn-eps is for PyTorch state dicts; here it is known (1e-3)")
     if text.endswith(".npz"):
-        return read_npz(text, classes=classes)
-    weights = read_tensorflow(text, classes=classes)
-    released = _released(text)
-    if released is not None:
-        weights.config["source"] = released.source
-    return weights
+        return read_npz(text)
+    weights = read_tensorflow(text)
+    released = _find_released(text)
+    return weights if released is None else weights.with_config(source=released.source)
 
 
-def _released(location: str) -> Checkpoint | None:
+def _read_safetensors(name: str, bn_eps: float | None) -> Weights:
+    """A file of ours, which says itself what its tensors cannot, or another program's."""
+    own = read_metadata(name)
+    if own is None:
+        return read_state_dict(name, bn_eps=bn_eps or BATCH_NORM_EPS)
+    if bn_eps is not None:
+        raise UsageError(f"{name}: its own bn_eps is {own.bn_eps}; leave --bn-eps out")
+    weights = read_state_dict(name, bn_eps=own.bn_eps, width=own.width)
+    classes = weights.config.classes if own.classes is None else own.classes
+    return weights.with_config(classes=classes, preset=own.preset, source=own.source)
+
+
+def _find_released(location: str) -> Checkpoint | None:
     """Which released checkpoint a TensorFlow bundle is: the index holds every tensor's checksum."""
     with files.open_read(f"{find_prefix(location)}.index") as f:
         digest = hashlib.file_digest(cast(Any, f), "sha256").hexdigest()
     return next((c for c in CHECKPOINTS.values() if c.index_sha256 == digest), None)
-
-
-def read_metadata(location: files.Location) -> dict[str, Any]:
-    """The network's arguments in the header of a safetensors file; empty where it is not ours.
-
-    Raises:
-        CheckpointError: the header is damaged or holds values that no network has.
-    """
-    name = os.fspath(location)
-    try:
-        with files.open_read(location) as f:
-            size = int.from_bytes(f.read(8), "little")
-            if size > 100_000_000:  # the format's own bound
-                raise CheckpointError(f"{name}: not a safetensors file (a header of {size} bytes)")
-            header = json.loads(f.read(size))
-        config = json.loads(header.get("__metadata__", {}).get("i3d", "{}"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{name}: no such file") from None
-    except (ValueError, AttributeError, RecursionError, OSError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{name}: not a readable safetensors file ({error})") from error
-    if not config:
-        return {}
-    classes = config.get("classes") if isinstance(config, dict) else None
-    names = isinstance(classes, list) and all(isinstance(c, str) for c in classes)
-    if not (
-        isinstance(config, dict)
-        and isinstance(config.get("width"), int | float)
-        and isinstance(config.get("bn_eps"), float)
-        and isinstance(config.get("source"), str)
-        and (classes is None or names or classes in ("kinetics400", "kinetics600"))
-    ):
-        raise CheckpointError(f"{name}: its metadata is not what i3d writes; convert it again")
-    try:
-        find_preset(str(config.get("preset")))
-    except UsageError as error:
-        raise CheckpointError(f"{name}: {error}; a newer version may know it") from None
-    return config
 
 
 def save(model: I3D, path: str | os.PathLike[str]) -> None:
@@ -312,20 +270,7 @@ def save(model: I3D, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: the network is folded (load it with ``trainable=True``).
     """
-    check_trainable(model)
-    tensors = {k: t.detach().cpu().contiguous() for k, t in model.state_dict().items()}
-    write_safetensors(Weights(model.config, tensors), Path(path))
-
-
-def write_safetensors(weights: Weights, path: Path) -> None:
-    """Write weights to a ``.safetensors`` file, atomically."""
-    from safetensors.torch import save_file
-
-    # One metadata entry: safetensors writes several in no fixed order, and files should be equal.
-    config = {"preset": KINETICS_I3D.name, **weights.config}
-    metadata = {"i3d": json.dumps(config, sort_keys=True)}
-    with files.atomic_path(path) as temporary:
-        save_file(weights.tensors, temporary, metadata=metadata)
+    write_safetensors(model.weights(), Path(path))
 
 
 # --- the cache and downloads ----------------------------------------------------------------------
@@ -419,13 +364,11 @@ def _fetch_and_convert(
             f"DIR/{checkpoint.folder} on this machine and set I3D_CHECKPOINT_URL=DIR"
         ) from error
     try:
-        weights = read_tensorflow(partial / "model.ckpt", classes=checkpoint.classes)
+        weights = read_tensorflow(partial / "model.ckpt")
     except CheckpointError:
         data.unlink(missing_ok=True)  # wrong bytes must not be resumed
         raise
-    write_safetensors(
-        Weights({**weights.config, "source": checkpoint.source}, weights.tensors), target
-    )
+    write_safetensors(weights.with_config(source=checkpoint.source), target)
 
 
 def _sha256(path: Path) -> str:

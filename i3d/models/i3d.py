@@ -14,7 +14,6 @@ actual size, BatchNorm with eps 1e-3 and without scale, and the released model's
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +22,12 @@ from torch import Tensor, nn
 
 from i3d.classes import class_list, known_name
 from i3d.errors import CheckpointError, I3DError
-from i3d.models import winograd
-from i3d.models.memory import reuse_freed_memory
+from i3d.models.folded import FoldedUnit, NeighbourMax, is_plain_inference
+from i3d.models.format import BATCH_NORM_EPS, NetworkConfig, Weights, write_safetensors
+from i3d.models.padding import pad_same, same_pads
 from i3d.presets import KINETICS_I3D, MIN_FRAMES, STREAM_CHANNELS, Stream
 
-BATCH_NORM_EPS = 1e-3  # Sonnet's default; ports that use PyTorch's 1e-5 move logits by 4 to 15
 BATCH_NORM_DECAY = 0.999  # kinetics-i3d's snt.BatchNorm
-MAX_WIDTH = 4.0  # 800 MB of weights: what a checkpoint from outside can make us allocate
 
 # A long clip is looked at in windows. Of a step of Mixed_5c the table sees 47 frames before and 54
 # after its own first one; rounded to whole steps that is what a window needs beyond its own frames.
@@ -62,7 +60,7 @@ class Mixed:
     Attributes:
         branch_0: channels of the 1x1x1 convolution.
         branch_1: channels of a 1x1x1 and the 3x3x3 convolution after it.
-        branch_2: likewise (Inception-v1's 5x5 became 3x3x3 here).
+        branch_2: channels of another such pair (Inception-v1's 5x5 became 3x3x3 here).
         branch_3: channels of the 1x1x1 convolution after a 3x3x3 max pooling.
     """
 
@@ -94,17 +92,6 @@ TABLE: tuple[tuple[str, Conv | Pool | Mixed], ...] = (
 ENDPOINTS: tuple[str, ...] = (*(name for name, _ in TABLE), "Logits", "Predictions")
 
 
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's SAME padding (front, back) of one axis; an odd total puts the extra one last.
-
-    It follows the actual size: a 7-wide, stride 2 kernel pads an even size by (2, 3), an odd one
-    by (3, 3). ``sym_max`` keeps the arithmetic symbolic when the network is exported.
-    """
-    total = torch.sym_max(((size + stride - 1) // stride - 1) * stride + kernel - size, 0)
-    front = total // 2
-    return front, total - front
-
-
 class BatchNorm(nn.BatchNorm3d):
     """BatchNorm over (B, T, H, W) with an offset but no scale, as ``snt.BatchNorm`` makes it."""
 
@@ -126,75 +113,17 @@ class Unit3D(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, bias=False)
-        self.bn: BatchNorm | nn.Identity = BatchNorm(out_channels, eps=bn_eps)
-        self._time_filters: winograd.TimeFilters | None = None  # made where they are first needed
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_time_filters": None}
+        self.bn = BatchNorm(out_channels, eps=bn_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve at the padding that ``x``'s size asks for, normalise, clamp."""
-        kernel, stride = self.conv.kernel_size, self.conv.stride
-        pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
-        fused = isinstance(self.bn, nn.Identity) and _may_fuse(x)
-        if fused and winograd.pays(self.conv, x):
-            if self._time_filters is None or not self._time_filters.are_of(self.conv.weight):
-                self._time_filters = winograd.time_filters(self.conv)
-            return winograd.convolve(x, self.conv, self._time_filters, pads)
-        if all(s == 1 for s in stride):  # odd kernels at stride 1 pad alike on both sides
-            padding = [front for front, _ in pads]
-        else:
-            padding = [0, 0, 0]
-            x = F.pad(x, [p for pair in reversed(pads) for p in pair])  # F.pad starts at the last
-        if fused:
-            result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                *(x, self.conv.weight, self.conv.bias, padding, stride, self.conv.dilation, 1),
-                *("relu", [], ""),
-            )
-            return result
-        x = F.conv3d(x, self.conv.weight, self.conv.bias, stride, padding)
+        x, padding = pad_same(x, self.conv.kernel_size, self.conv.stride)
+        x = F.conv3d(x, self.conv.weight, None, self.conv.stride, padding)
         return F.relu(self.bn(x), inplace=not torch.is_grad_enabled())
 
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Move the moving statistics into the convolution, in float64.
-
-        The filters lie in memory with their channels last, and so do then all activations: oneDNN
-        needs no other order for them.
-        """
-        if not isinstance(self.bn, BatchNorm):
-            return
-        mean, variance = self.bn.running_mean, self.bn.running_var
-        assert mean is not None and variance is not None
-        scale = (variance.double() + self.bn.eps).rsqrt()
-        weight = self.conv.weight.double() * scale.view(-1, 1, 1, 1, 1)
-        bias = self.bn.bias.double() - mean.double() * scale
-        self.conv.weight = nn.Parameter(
-            weight.to(self.conv.weight.dtype, memory_format=torch.channels_last_3d)
-        )
-        self.conv.bias = nn.Parameter(bias.to(self.conv.weight.dtype))
-        self.bn = nn.Identity()
-
-
-def _may_fuse(x: Tensor) -> bool:
-    """Whether oneDNN's own operator may be called, which clamps its result while in registers.
-
-    It is what torch.compile uses; it has no gradient, and no meaning to an exporter.
-    """
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and _is_plain_inference()
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def _is_plain_inference() -> bool:
-    """Whether nobody needs a gradient or writes down what is computed."""
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but not in __all__
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or tracing)
+    def fold(self) -> FoldedUnit:
+        """The inference form, which takes over this one's convolution."""
+        return FoldedUnit(self.conv, self.bn)
 
 
 class MaxPool(nn.Module):
@@ -210,25 +139,13 @@ class MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, C, ceil(T/st), ceil(H/sh), ceil(W/sw))."""
-        if self.stride == (1, 1, 1) and x.device.type == "cpu" and _is_plain_inference():
-            for axis in (4, 3, 2):
-                x = _max_of_three(x, axis)
-            return x
-        sizes = zip(x.shape[2:], self.kernel, self.stride, strict=True)
-        front = [same_padding(n, k, s)[0] for n, k, s in sizes]
+        front = [pad for pad, _ in same_pads(x.shape[2:], self.kernel, self.stride)]
         return F.max_pool3d(x, self.kernel, self.stride, front, ceil_mode=True)
 
-
-def _max_of_three(x: Tensor, axis: int) -> Tensor:
-    """The maximum of each element and its neighbours along an axis, at the speed of the memory."""
-    inner = x.shape[axis] - 1
-    before, after = x.narrow(axis, 0, inner), x.narrow(axis, 1, inner)
-    result = torch.empty_like(x)
-    torch.maximum(before, after, out=result.narrow(axis, 0, inner))
-    result.select(axis, -1).copy_(x.select(axis, -1))
-    last = result.narrow(axis, 1, inner)
-    torch.maximum(last, before, out=last)
-    return result
+    def fold(self) -> nn.Module:
+        """The inference form: a faster one for the pooling inside of blocks."""
+        is_neighbours = (self.kernel, self.stride) == (NeighbourMax.kernel, NeighbourMax.stride)
+        return NeighbourMax() if is_neighbours else self
 
 
 class MixedBlock(nn.Module):
@@ -323,21 +240,19 @@ class I3D(
         source: str = "",
     ) -> None:
         super().__init__()
-        if stream not in get_args(Stream):
-            raise I3DError(f"stream is {stream!r}; it must be one of {', '.join(STREAM_CHANNELS)}")
-        if not 0 < width <= MAX_WIDTH:
-            raise I3DError(f"width is {width}; it must be above 0 and at most {MAX_WIDTH}")
-        if not 0 < bn_eps < 1:
-            raise I3DError(f"bn_eps is {bn_eps}; it must lie between 0 and 1, as 1e-3 does")
-        self.stream: Stream = stream
-        self.classes = _class_names(classes, num_classes)
+        names = class_list(classes).names if isinstance(classes, str) else classes
+        if names is None and num_classes is None:
+            raise I3DError("the number of classes is missing: pass num_classes or classes")
         # A known list travels by its name, another one in full, none as none.
-        self._class_spec = None if classes is None else known_name(self.classes) or self.classes
-        self.num_classes = len(self.classes)
+        self._class_spec = None if names is None else known_name(names) or tuple(names)
+        self.stream: Stream = stream
+        self.num_classes = len(names or ()) if num_classes is None else num_classes
         self.width = width
         self.bn_eps = bn_eps
         self.preset = preset
         self.source = source
+        config = self.config  # refuses what cannot be
+        self.classes = config.names if names is None else tuple(names)
         self.folded = False
 
         def wide(channels: int) -> int:
@@ -371,17 +286,31 @@ class I3D(
         return self._class_spec is not None
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments that travel in a checkpoint, JSON values all."""
-        return {
-            "stream": self.stream,
-            "num_classes": self.num_classes,
-            "classes": self._class_spec,
-            "width": self.width,
-            "bn_eps": self.bn_eps,
-            "preset": self.preset,
-            "source": self.source,
-        }
+    def config(self) -> NetworkConfig:
+        """What a checkpoint keeps of the constructor's arguments."""
+        return NetworkConfig(
+            stream=self.stream,
+            num_classes=self.num_classes,
+            classes=self._class_spec,
+            width=self.width,
+            bn_eps=self.bn_eps,
+            preset=self.preset,
+            source=self.source,
+        )
+
+    def weights(self) -> Weights:
+        """The network as a checkpoint has it, on the CPU; the tensors are its own where they can.
+
+        Raises:
+            CheckpointError: it is in its inference form.
+        """
+        if self.folded:
+            raise CheckpointError(
+                "this network is in its inference form (BatchNorm folded) and cannot be saved; "
+                "load it with trainable=True"
+            )
+        tensors = {k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}
+        return Weights(self.config, tensors)
 
     def forward(self, clip: Tensor) -> Tensor:
         """Class scores of clips.
@@ -409,7 +338,7 @@ class I3D(
         The result is the whole's: nothing is averaged or cut at the windows' borders.
         """
         frames = clip.shape[2] if clip.ndim == 5 else 0
-        whole = self.training or not _is_plain_inference()
+        whole = self.training or not is_plain_inference()
         if whole or frames <= WINDOW_FRAMES + 2 * HALO_FRAMES:
             x, _ = self._trunk(clip, TABLE[-1][0])
             return self._pool(x.mean((3, 4)))
@@ -499,14 +428,14 @@ class I3D(
     def fold(self) -> "I3D":
         """Fold BatchNorm into the convolutions, in place: the inference form, the same numbers.
 
-        What a forward pass frees is kept for the next one from here on (`i3d.memory`).
-        The network cannot be trained or saved afterwards: its statistics are gone.
+        The network cannot be trained or saved afterwards: its statistics are gone. A process that
+        runs it again and again on a CPU gains by `i3d.models.memory.reuse_freed_memory`.
         """
-        for module in self.modules():
-            if isinstance(module, Unit3D):
-                module.fold()
+        for parent in list(self.modules()):
+            for name, layer in parent.named_children():
+                if isinstance(layer, Unit3D | MaxPool):
+                    setattr(parent, name, layer.fold())
         self.folded = True
-        reuse_freed_memory()
         return self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "I3D":
@@ -520,22 +449,7 @@ class I3D(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # huggingface_hub's hook: write our metadata too, so that i3d.load reads the file as well.
-        from i3d.models.checkpoints import save
-
-        save(self, save_directory / "model.safetensors")
-
-
-def _class_names(classes: str | Sequence[str] | None, num_classes: int | None) -> tuple[str, ...]:
-    if classes is None:
-        if num_classes is None:
-            raise I3DError("the number of classes is missing: pass num_classes or classes")
-        if num_classes < 1:
-            raise I3DError(f"num_classes is {num_classes}; it must be at least 1")
-        return tuple(f"class {i}" for i in range(num_classes))
-    names = class_list(classes).names if isinstance(classes, str) else tuple(classes)
-    if num_classes not in (None, len(names)):
-        raise I3DError(f"num_classes is {num_classes}, but the class list has {len(names)} names")
-    return names
+        write_safetensors(self.weights(), save_directory / "model.safetensors")
 
 
 def _initialise(module: nn.Module) -> None:
@@ -545,12 +459,3 @@ def _initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def check_trainable(model: I3D) -> None:
-    """Raise a :class:`CheckpointError` unless ``model`` still has its BatchNorm statistics."""
-    if model.folded:
-        raise CheckpointError(
-            "this network is in its inference form (BatchNorm folded) and cannot be saved; "
-            "load it with trainable=True"
-        )

@@ -44,10 +44,10 @@ class TimeFilters:
     """A 3D convolution's filters, ready for :func:`convolve`.
 
     Attributes:
-        planes: a 2D convolution's filters (O, C, height, width) for each sum of frames.
+        planes: filters (O, C, height, width) of a 2D convolution for each sum of frames.
         taps: r.
-        source: the filters they were made of.
-        version: of these, which counts their changes.
+        source: 3D filters they were made of.
+        version: number of changes of those until then.
     """
 
     planes: tuple[Tensor, ...]
@@ -163,15 +163,35 @@ def convolve(
             into = sums[:, i].flatten(1)
             torch.mm(b[:, begin - first : end - first], x[sample, begin:end].flatten(1), out=into)
         for j, plane in enumerate(filters.planes):
-            products[:count, j] = torch.ops.mkldnn._convolution_pointwise(
-                *(sums[j, :count].permute(0, 3, 1, 2), plane),
-                *(conv.bias if j == BIAS_POINT else None, padding, [stride] * 2, [1, 1], 1),
-                *("none", [], ""),
-            ).permute(0, 2, 3, 1)
+            bias = conv.bias if j == BIAS_POINT else None
+            product = onednn_convolve(
+                sums[j, :count].permute(0, 3, 1, 2), plane, bias, padding, [stride] * 2
+            )
+            products[:count, j] = product.permute(0, 2, 3, 1)
         torch.bmm(a.expand(count, -1, -1), products[:count].flatten(2), out=made.flatten(2))
         made.relu_()
     result = result.view(x.shape[0], tiles * TILE, *result.shape[2:])
     return result[:, :frames].permute(0, 4, 1, 2, 3)
+
+
+def onednn_convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    *,
+    relu: bool = False,
+) -> Tensor:
+    """2D or 3D convolution by the operator that torch.compile uses.
+
+    It takes the order in memory that it is given, and clamps its result while in registers.
+    """
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        *(x, weight, bias, padding, stride, [1] * len(stride), 1),
+        *("relu" if relu else "none", [], ""),
+    )
+    return result
 
 
 def _pairs(x: Tensor, pads: Sequence[tuple[int, int]], frames: int) -> Tensor:

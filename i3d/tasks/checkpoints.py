@@ -1,41 +1,55 @@
 """List, download and locate the named checkpoints."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from i3d.errors import CheckpointError
-from i3d.models.checkpoints import CHECKPOINTS, cached_path, download
+from i3d.models.checkpoints import CHECKPOINTS, Checkpoint, cached_path, download
 
 
-def list_checkpoints() -> list[dict[str, Any]]:
-    """One dict a named checkpoint: its record, ``source``, and ``path`` where it is on disk."""
-    rows = []
-    for checkpoint in CHECKPOINTS.values():
-        path = cached_path(checkpoint.name)
-        on_disk = str(path) if path.exists() else None
-        rows.append({**asdict(checkpoint), "source": checkpoint.source, "path": on_disk})
-    return rows
+@dataclass(frozen=True)
+class Listing:
+    """The named checkpoints, for a person (``str``) or a machine (:meth:`as_dict`).
+
+    Attributes:
+        rows: record and path of each; None where it is not on disk.
+    """
+
+    rows: tuple[tuple[Checkpoint, str | None], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """One object a checkpoint: its record, ``source`` and ``path``."""
+        return {
+            "checkpoints": [
+                {**asdict(checkpoint), "source": checkpoint.source, "path": path}
+                for checkpoint, path in self.rows
+            ]
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'name':28}{'stream':8}{'classes':13}{'trained from':20}"
+            f"{'top-1':>6}{'top-5':>7}  on disk"
+        ]
+        protocols = list(dict.fromkeys(checkpoint.protocol for checkpoint, _ in self.rows))
+        for c, path in self.rows:
+            top5 = "-" if c.top5 is None else f"{c.top5:.1f}"
+            lines.append(
+                f"{c.name:28}{c.stream:8}{c.classes:13}{c.pretraining:20}"
+                f"{c.top1:6.1f}{top5:>7}  {path or 'no'} [{protocols.index(c.protocol) + 1}]"
+            )
+        notes = [f"[{i}] published accuracy in percent: {p}" for i, p in enumerate(protocols, 1)]
+        return "\n".join([*lines, *notes])
 
 
-def format_checkpoints(rows: Iterable[dict[str, Any]]) -> str:
-    """The list as text for a person."""
-    lines = [
-        f"{'name':28}{'stream':8}{'classes':13}{'trained from':20}{'top-1':>6}{'top-5':>7}  on disk"
-    ]
-    protocols = []
-    for row in rows:
-        if row["protocol"] not in protocols:
-            protocols.append(row["protocol"])
-        top5 = "-" if row["top5"] is None else f"{row['top5']:.1f}"
-        note = protocols.index(row["protocol"]) + 1
-        lines.append(
-            f"{row['name']:28}{row['stream']:8}{row['classes']:13}{row['pretraining']:20}"
-            f"{row['top1']:6.1f}{top5:>7}  {row['path'] or 'no'} [{note}]"
-        )
-    notes = [f"[{i}] published accuracy in percent: {p}" for i, p in enumerate(protocols, 1)]
-    return "\n".join([*lines, *notes])
+def list_checkpoints() -> Listing:
+    """Every named checkpoint, and where it is on disk."""
+    paths = {name: cached_path(name) for name in CHECKPOINTS}
+    return Listing(
+        tuple((c, str(paths[n]) if paths[n].exists() else None) for n, c in CHECKPOINTS.items())
+    )
 
 
 def download_checkpoints(

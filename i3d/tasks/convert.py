@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from i3d import files
-from i3d.classes import class_list
+from i3d.classes import CLASS_LISTS, class_list
 from i3d.errors import UsageError
-from i3d.models.checkpoints import read_weights, write_safetensors
+from i3d.models.checkpoints import read_weights
 from i3d.models.foreign.readers import write_npz
+from i3d.models.format import write_safetensors
 
 SUFFIXES = (".safetensors", ".npz")
 
@@ -69,32 +70,26 @@ def convert(
             f"the output ends in {' or '.join(SUFFIXES)}"
         )
     names = None if classes is None else class_list(classes)
-    spec = (
-        None
-        if names is None
-        else classes
-        if classes in ("kinetics400", "kinetics600")
-        else (list(names.names))
-    )
-    weights = read_weights(checkpoint, bn_eps=bn_eps, classes=spec)
-    config = weights.config
-    if names is not None and len(names) != config["num_classes"]:
-        raise UsageError(
-            f"{checkpoint}: {config['num_classes']} classes, but {classes} has {len(names)} names"
-        )
+    weights = read_weights(checkpoint, bn_eps=bn_eps)
+    if names is not None:
+        count = weights.config.num_classes
+        if len(names) != count:
+            raise UsageError(f"{checkpoint}: {count} classes, but {classes} has {len(names)} names")
+        weights = weights.with_config(classes=classes if classes in CLASS_LISTS else names.names)
     if target.suffix == ".npz":
         with files.atomic_path(target) as temporary, temporary.open("wb") as f:
             write_npz(weights, f)
     else:
         write_safetensors(weights, target)
-    known = config["classes"] if isinstance(config["classes"], str) else None
+    config = weights.config
+    known = config.classes if isinstance(config.classes, str) else names.name if names else None
     return Conversion(
         checkpoint=os.fspath(checkpoint),
         output=os.fspath(output),
-        stream=config["stream"],
-        num_classes=config["num_classes"],
-        classes=known or (names.name if names else None),
-        width=config["width"],
-        bn_eps=config["bn_eps"],
+        stream=config.stream,
+        num_classes=config.num_classes,
+        classes=known,
+        width=config.width,
+        bn_eps=config.bn_eps,
         tensors=len(weights.tensors),
     )

@@ -18,6 +18,7 @@ from i3d.models.checkpoints import build, fingerprint, read_weights, resolve
 from i3d.models.exported.graph import onnx_model, torch_program
 from i3d.models.exported.runtimes import OUTPUTS, ExportedNetwork
 from i3d.models.i3d import I3D
+from i3d.models.memory import reuse_freed_memory
 from i3d.presets import MIN_FRAMES, STREAM_CHANNELS, find_preset
 from i3d.tasks.network import compute
 
@@ -39,11 +40,11 @@ class Check:
     """A random clip on both sides: PyTorch's float32 network with BatchNorm, and the file.
 
     Attributes:
-        clip: its shape.
+        clip: shape (B, C, T, H, W).
         logits_error: largest difference of a logit.
         largest_logit: in PyTorch, without its sign.
         features_error: largest difference of a feature.
-        largest_feature: likewise.
+        largest_feature: in PyTorch, without its sign.
     """
 
     clip: tuple[int, ...]
@@ -117,6 +118,7 @@ def export(
         raise UsageError(f"precision {precision!r}: it must be {' or '.join(TOLERANCES)}")
     if suffix == ".onnx":
         _require_onnx()
+    reuse_freed_memory()
     weights = read_weights(resolve(checkpoint))
     network = build(weights)
     sha256 = fingerprint(weights)
@@ -131,7 +133,7 @@ def export(
         checks = tuple(_compare(network, run, shape) for shape in CLIPS)
         _judge(checks, target, precision)
         size = temporary.stat().st_size
-    known = network.config["classes"]
+    known = network.config.classes
     return Export(
         checkpoint=os.fspath(checkpoint),
         output=target,

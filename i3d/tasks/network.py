@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,8 +12,8 @@ from i3d import files
 from i3d.errors import I3DError, UsageError
 from i3d.models.checkpoints import build, fingerprint, load, read_weights, resolve
 from i3d.models.exported.runtimes import ExportedNetwork
-from i3d.models.foreign.readers import Weights
-from i3d.models.i3d import I3D, check_trainable
+from i3d.models.format import Weights
+from i3d.models.i3d import I3D
 from i3d.models.memory import reuse_freed_memory
 from i3d.parallel.world import World
 from i3d.presets import Stream
@@ -166,17 +166,14 @@ def load_network(
             return Network(
                 checkpoint, used, own_bn_eps=checkpoint.bn_eps, device=device, precision=precision
             )
-        check_trainable(checkpoint)
-        tensors = {k: t.detach().cpu() for k, t in checkpoint.state_dict().items()}
-        weights = Weights(checkpoint.config, tensors)
+        weights = checkpoint.weights()
     else:
         name = os.fspath(checkpoint)
         weights = _read(resolve(checkpoint, progress=progress), bn_eps)
-    own = float(weights.config["bn_eps"])
+    own = weights.config.bn_eps
     if bn_eps is not None:
-        weights = Weights({**weights.config, "bn_eps": bn_eps}, weights.tensors)
-    source = str(weights.config.get("source") or "")
-    used = UsedCheckpoint(name, source, fingerprint(weights))
+        weights = weights.with_config(bn_eps=bn_eps)
+    used = UsedCheckpoint(name, weights.config.source, fingerprint(weights))
     model = build(weights).fold()
     return Network(model, used, own_bn_eps=own, device=device, precision=precision)
 
@@ -335,14 +332,3 @@ class Batcher:
         owners, rows = self._running
         self._running = None
         return [(owners, rows.cpu().numpy())]
-
-
-def mean_of_views(rows: list[np.ndarray]) -> np.ndarray:
-    """Mean of logits float32 (num_classes,), in float64 and in the order of the views."""
-    mean: np.ndarray = np.stack(rows).mean(0, dtype=np.float64)
-    return mean.astype(np.float32)
-
-
-def rename(network: Network, name: str) -> UsedCheckpoint:
-    """What was used, under another name."""
-    return replace(network.used, name=name)

@@ -1,5 +1,7 @@
 """What leaves the loader is what the network would see, however it was read."""
 
+from functools import partial
+
 import cv2
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ from support.videos import noise_images, write_video
 import i3d
 from i3d.clips import Views, flow_clip, loop_frames, rgb_clip
 from i3d.data.kinetics import read_dataset
-from i3d.data.reading.clips import ShardSource, VideoSource, clip_bytes, load_videos
+from i3d.data.reading.clips import ShardClips, VideoClips, clip_bytes
 from i3d.data.shards import ShardDataset, open_dataset
+from i3d.data.videos import VideoSet
 from i3d.errors import I3DError, UsageError
 from i3d.parallel import ahead
 from i3d.presets import find_preset
-from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
+from i3d.tasks.precompute.options import Settings, Work
+from i3d.tasks.precompute.writing import precompute
 
 PRESET = find_preset("kinetics-i3d-48")
 FRAMES = {"a/long": 40, "a/short": 7, "b/single": 1, "b/tall": 30}
@@ -36,14 +40,17 @@ def shards(videos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     settings = Settings(short_side=48, clips_per_shard=2)
     with pytest.warns(UserWarning, match="sorted list of these folders"):
-        precompute(VideoSet(videos, classes="folders"), folder, settings=settings, workers=2)
+        precompute(
+            VideoSet(videos, classes="folders"), folder, settings=settings, work=Work(workers=2)
+        )
     return folder
 
 
 def by_key(source, views, **options):
     options = {"streams": ("rgb", "flow"), "workers": 0} | options
     indices = options.pop("indices", range(len(source.keys)))
-    loaded = list(load_videos(source, list(indices), views=views, **options))
+    read = partial(source.read, streams=options.pop("streams"), views=views)
+    loaded = list(ahead.read_items(read, list(indices), **options))
     assert [video.index for video in loaded] == list(indices)
     return {source.keys[video.index]: video for video in loaded}
 
@@ -51,9 +58,9 @@ def by_key(source, views, **options):
 def clips_of(video, stream, views, crop):
     """Every view of a loaded video as a clip, cut as plainly as possible."""
     clips = []
-    for start in video.starts[stream]:
-        part = loop_frames(video.pixels[stream][start : start + views.frames], views.frames)
-        for top, left in video.corners:
+    for start in video.about.starts[stream]:
+        part = loop_frames(video.tensors[stream][start : start + views.frames], views.frames)
+        for top, left in video.about.corners:
             view = part[:, top : top + crop, left : left + crop]
             clips.append((rgb_clip if stream == "rgb" else flow_clip)(view, crop=crop))
     return clips
@@ -63,7 +70,7 @@ def test_a_test_clip_from_shards(shards):
     """As cv2 decodes the stored pictures and slices them."""
     views = Views(frames=16)
     dataset = open_dataset(shards)
-    loaded = by_key(ShardSource(dataset, PRESET), views)
+    loaded = by_key(ShardClips(dataset, PRESET), views)
     for key in ("a/long", "a/short", "b/tall"):
         sample = dataset.read_sample(key)
         top = (sample.info.height - PRESET.crop) // 2
@@ -87,29 +94,29 @@ def test_flow_of_videos_is_that_of_shards(videos, shards):
     """Flow is stored without loss, frames as JPEG: the same to the bit, and nearly."""
     dataset = read_dataset(videos, classes="folders")
     views = Views(frames=16, clips=3, crops=3)
-    from_videos = by_key(VideoSource(dataset.videos, PRESET, max_seconds=10), views)
-    from_shards = by_key(ShardSource(open_dataset(shards), PRESET), views)
+    from_videos = by_key(VideoClips(dataset.videos, PRESET, max_seconds=10), views)
+    from_shards = by_key(ShardClips(open_dataset(shards), PRESET), views)
     assert set(from_videos) == set(from_shards) == {*FRAMES, "b/zerobytes"}
     for key in ("a/long", "a/short", "b/tall"):
         one, other = from_videos[key], from_shards[key]
-        assert one.starts == other.starts and one.corners == other.corners
-        assert torch.equal(one.pixels["flow"], other.pixels["flow"])
-        difference = one.pixels["rgb"].float() - other.pixels["rgb"].float()
+        assert one.about == other.about
+        assert torch.equal(one.tensors["flow"], other.tensors["flow"])
+        difference = one.tensors["rgb"].float() - other.tensors["rgb"].float()
         assert 0 < difference.abs().mean() < 4
     for loaded in (from_videos, from_shards):
         assert "one frame has no flow" in loaded["b/single"].error
         assert "empty" in loaded["b/zerobytes"].error
-        assert not loaded["b/single"].pixels
+        assert not loaded["b/single"].tensors
 
 
 def test_a_video_of_one_frame_has_rgb(videos, shards):
     dataset = read_dataset(videos, classes="folders")
     for source in (
-        VideoSource(dataset.videos, PRESET, max_seconds=10),
-        ShardSource(open_dataset(shards), PRESET),
+        VideoClips(dataset.videos, PRESET, max_seconds=10),
+        ShardClips(open_dataset(shards), PRESET),
     ):
         video = by_key(source, Views(frames=16), streams=("rgb",))["b/single"]
-        assert video.error is None and len(video.pixels["rgb"]) == 1
+        assert video.error is None and len(video.tensors["rgb"]) == 1
 
 
 @pytest.mark.parametrize("length", [1, 9, 15, 16, 17, 18, 40, 250])
@@ -153,23 +160,23 @@ def test_only_what_the_views_need_is_decoded(shards, views, monkeypatch):
         return sample
 
     monkeypatch.setattr(ShardDataset, "read_sample", read_sample)
-    source = ShardSource(open_dataset(shards), PRESET)
+    source = ShardClips(open_dataset(shards), PRESET)
     video = by_key(source, views, indices=[source.keys.index("a/long")])["a/long"]
     assert decoded == [9 if views.frames == 9 else 40]
-    assert video.pixels["rgb"].shape[0] == min(40, views.starts(40)[-1] + views.frames)
-    height, width = video.pixels["rgb"].shape[1:3]
+    assert video.tensors["rgb"].shape[0] == min(40, views.starts(40)[-1] + views.frames)
+    height, width = video.tensors["rgb"].shape[1:3]
     assert (height, width) == (PRESET.crop, 69 if views.crops == 3 else PRESET.crop)
 
 
 def test_worker_processes_give_the_same_in_order(shards):
     views = Views(frames=16, clips=2)
-    source = ShardSource(open_dataset(shards), PRESET)
+    source = ShardClips(open_dataset(shards), PRESET)
     alone, workers = by_key(source, views), by_key(source, views, workers=2)
     assert list(alone) == list(workers)
     for key, video in alone.items():
         assert workers[key].error == video.error
-        for stream, pixels in video.pixels.items():
-            assert torch.equal(workers[key].pixels[stream], pixels)
+        for stream, pixels in video.tensors.items():
+            assert torch.equal(workers[key].tensors[stream], pixels)
 
 
 def test_damage_is_one_videos_fault(shards, tmp_path):
@@ -180,7 +187,7 @@ def test_damage_is_one_videos_fault(shards, tmp_path):
         if path.name == "shard-00000.tar":
             data[len(data) // 2] ^= 1
         (folder / path.name).write_bytes(data)
-    loaded = by_key(ShardSource(open_dataset(folder), PRESET), Views(frames=250))
+    loaded = by_key(ShardClips(open_dataset(folder), PRESET), Views(frames=250))
     damaged = [v.error for v in loaded.values() if v.error and "damaged" in v.error]
     assert len(damaged) == 1 and "CRC32C" in damaged[0]
 
@@ -191,7 +198,7 @@ class Broken:
     def __init__(self, error):
         self.error = error
 
-    def read(self, i, streams, views):
+    def read(self, i):
         if i == 1:
             raise self.error
         raise i3d.errors.VideoError("no such video")
@@ -199,7 +206,7 @@ class Broken:
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), I3DError("HDFS does not answer")])
 def test_what_is_no_videos_fault_ends_the_job(error):
-    videos = load_videos(Broken(error), [0, 1], streams=("rgb",), views=Views(), workers=0)
+    videos = ahead.read_items(Broken(error).read, [0, 1], workers=0)
     assert next(videos).error == "no such video"
     with pytest.raises(type(error), match=str(error.args[-1])):
         next(videos)

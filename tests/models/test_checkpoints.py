@@ -1,44 +1,26 @@
-"""Named checkpoints: records, cache, and downloads from servers that misbehave."""
+"""Named checkpoints: their records, and what a file is known by."""
 
-import contextlib
 import dataclasses
 import hashlib
-import http.server
-import json
-import multiprocessing
-import os
 import re
-import shutil
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from support import bundles
 from support.golden import shared
 
 import i3d
-from i3d.errors import CheckpointError, UsageError
-from i3d.models import checkpoints as weights
-from i3d.models import fetch
+from i3d.errors import UsageError
 from i3d.models.checkpoints import (
     CHECKPOINTS,
-    cached_path,
-    download,
     fingerprint,
     load,
     read_weights,
-    save,
-    write_safetensors,
 )
 from i3d.models.foreign.readers import write_npz
 from i3d.models.foreign.tf_bundle import parse_index
-from i3d.models.i3d import I3D
-
-# --- records --------------------------------------------------------------------------------------
+from i3d.models.format import write_safetensors
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=CHECKPOINTS)
@@ -62,105 +44,6 @@ def test_records_are_complete():
         assert re.match(r"Kinetics.*(README of|arXiv \d{4}\.\d{5})", c.protocol)
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
-def test_save_and_load_round_trip(tmp_path):
-    model = bundles.small_model(num_classes=None, classes=list("abcdefg"), width=0.3, bn_eps=2e-3)
-    save(model, tmp_path / "m.safetensors")
-    again = load(tmp_path / "m.safetensors", trainable=True)
-    assert again.training
-    assert again.config == model.config
-    assert again.width == 0.3  # 2/7 would fit the shapes too
-    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-    assert all(p.requires_grad for p in again.parameters())
-    folded = load(tmp_path / "m.safetensors")
-    assert not folded.training
-    assert not any(p.requires_grad for p in folded.parameters())
-    with pytest.raises(CheckpointError, match="trainable=True"):
-        save(folded, tmp_path / "n.safetensors")
-    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["m.safetensors"]
-
-
-def test_saved_files_are_equal_to_the_byte(tmp_path):
-    for name in "ab":
-        save(bundles.small_model(classes="kinetics600", num_classes=600), tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    with safe_open(tmp_path / "a", "pt") as f:
-        config = json.loads(f.metadata()["i3d"])
-    assert config["classes"] == "kinetics600"
-    assert config["preset"] == "kinetics-i3d"
-
-
-def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "m.safetensors"
-    save(bundles.small_model(), path)
-    before = path.read_bytes()
-
-    def broken(tensors, filename, metadata):
-        filename.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_file", broken)
-    with pytest.raises(OSError, match="No space"):
-        save(bundles.small_model(seed=1), path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_hugging_face_conventions(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    model = bundles.small_model(num_classes=None, classes=list("abcdefg"), stream="flow")
-    model.save_pretrained(tmp_path / "hub")
-    assert {p.name for p in (tmp_path / "hub").iterdir()} >= {"config.json", "model.safetensors"}
-    clip = torch.randn(1, 2, 9, 32, 32)
-    for again in (
-        I3D.from_pretrained(tmp_path / "hub"),
-        load(tmp_path / "hub", trainable=True).eval(),
-        load(tmp_path / "hub" / "model.safetensors", trainable=True).eval(),
-    ):
-        assert again.classes == tuple("abcdefg")
-        torch.testing.assert_close(again(clip), model(clip), atol=0, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("metadata", "words"),
-    [
-        ({"i3d": "[]"}, "another"),
-        ({"i3d": "[1]"}, "metadata is not what i3d writes"),
-        ({"i3d": '{"width": 1}'}, "metadata is not what i3d writes"),
-        ({"i3d": "{"}, "not a readable safetensors"),
-        ({"i3d": '{"width": 1e30}'}, "metadata is not what i3d writes"),
-    ],
-)
-def test_metadata_from_outside_is_checked(tmp_path, metadata, words):
-    path = tmp_path / "m.safetensors"
-    tensors = bundles.small_model().state_dict()
-    save_file({k: tensors[k] for k in list(tensors)[:5]}, path, metadata=metadata)
-    with pytest.raises(CheckpointError, match=words if words != "another" else "missing"):
-        load(path)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"width": 4.0}, "does not fit"),
-        ({"width": 1e30}, "width is 1e\\+30"),
-        ({"classes": ["a"]}, "7, but the class list has 1"),
-        ({"preset": "other"}, "preset 'other'"),
-        ({"bn_eps": 7.5}, "bn_eps is 7.5"),
-    ],
-)
-def test_metadata_that_does_not_fit_the_tensors_is_refused(tmp_path, change, words):
-    path = tmp_path / "m.safetensors"
-    model = bundles.small_model()
-    metadata = {"i3d": json.dumps(model.config | change)}
-    save_file(model.state_dict(), path, metadata=metadata)
-    with pytest.raises(i3d.errors.I3DError, match=words):
-        load(path)
-
-
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UsageError, match="did you mean rgb_imagenet_kinetics400"):
         load("rgb_imagenet_kinetics40")
@@ -168,323 +51,18 @@ def test_unknown_name_suggests_the_nearest():
         load("no/such.safetensors")
 
 
-# --- downloads ------------------------------------------------------------------------------------
-
-NAME = "rgb_scratch_kinetics400"
-FOLDER = "rgb_scratch"
-
-
-@pytest.fixture
-def released(tmp_path, monkeypatch):
-    """A mirror folder with a small network under a released name, and its record in the table."""
-    model = bundles.small_model(num_classes=None, classes="kinetics400")
-    mirror = tmp_path / "mirror"
-    bundles.write(mirror / FOLDER, bundles.tensorflow_variables(model))
-    index = mirror / FOLDER / weights.INDEX_FILE
-    data = mirror / FOLDER / weights.DATA_FILE
-    record = dataclasses.replace(
-        CHECKPOINTS[NAME],
-        index_sha256=hashlib.sha256(index.read_bytes()).hexdigest(),
-        data_bytes=data.stat().st_size,
-    )
-    monkeypatch.setitem(CHECKPOINTS, NAME, record)
-    monkeypatch.setattr(fetch, "CHUNK_BYTES", 1 << 14)
-    return mirror
-
-
-class Server:
-    """A local HTTP server; ``behave(handler, data, offset)`` may answer in its own way."""
-
-    def __init__(self, root, *, ranges: bool = True) -> None:
-        self.requests: list[tuple[str, int]] = []
-        self.behave = None
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                path = root / self.path.lstrip("/")
-                asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
-                offset = int(asked[1]) if asked and ranges else 0
-                outer.requests.append((path.name, offset))
-                if not path.is_file():
-                    self.send_error(404)
-                    return
-                data = path.read_bytes()
-                if outer.behave and outer.behave(self, data, offset):
-                    self.close_connection = True
-                    return
-                if offset > len(data):
-                    self.send_response(416)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                self.answer(data, offset)
-
-            def answer(self, data, offset, upto=None) -> None:
-                self.send_response(206 if offset else 200)
-                self.send_header("Content-Length", str(len(data) - offset))
-                self.end_headers()
-                self.wfile.write(data[offset:upto])
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def data_offsets(self) -> list[int]:
-        return [offset for name, offset in self.requests if name == weights.DATA_FILE]
-
-
-@contextlib.contextmanager
-def serving(root, **options):
-    server = Server(root, **options)
-    thread = threading.Thread(target=server.server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.server.shutdown()
-        thread.join()
-        server.server.server_close()
-
-
-def assert_complete(cache) -> None:
-    """The cache holds the checkpoint under its final name and nothing half-done."""
-    assert load(NAME).classes[0] == "abseiling"
-    assert sorted(p.name for p in cache.iterdir() if p.is_file()) == [f"{NAME}.safetensors"]
-    assert not any(p.is_dir() for p in (cache / "partial").iterdir())
-
-
-def test_download_from_a_server(released, cache):
-    with serving(released) as server:
-        path = download(NAME, url=server.url)
-        assert path == cached_path(NAME)
-        assert download(NAME, url=server.url) == path
-    assert server.requests == [(weights.INDEX_FILE, 0), (weights.DATA_FILE, 0)]
-    assert_complete(cache)
-    assert load(NAME).source == "deepmind/kinetics-i3d@0667e88 rgb_scratch"
-
-
-@pytest.mark.parametrize("as_url", [False, True])
-def test_download_from_a_local_folder(released, cache, monkeypatch, as_url):
-    mirror = f"file://{released}" if as_url else str(released)
-    monkeypatch.setenv("I3D_CHECKPOINT_URL", mirror)
-    load(NAME)
-    assert_complete(cache)
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-def test_cut_connections_are_resumed(released, cache, ranges):
-    cuts = iter([100_000, 250_000])
-
-    def cut(handler, data, offset):
-        if handler.path.endswith(weights.DATA_FILE) and (upto := next(cuts, None)):
-            handler.answer(data, offset, upto)
-            return True
-        return False
-
-    with serving(released, ranges=ranges) as server:
-        server.behave = cut
-        download(NAME, url=server.url)
-    offsets = server.data_offsets()
-    assert len(offsets) == 3
-    assert (offsets[1] > 0, offsets[2] > offsets[1]) == (ranges, ranges)
-    assert_complete(cache)
-
-
-def test_a_later_call_goes_on_where_the_last_one_gave_up(released, cache, monkeypatch):
-    monkeypatch.setattr(fetch, "ATTEMPTS", 1)
-
-    def dies(handler, data, offset):
-        if handler.path.endswith(weights.DATA_FILE):
-            if offset == 0:
-                handler.answer(data, 0, 200_000)
-            return True
-        return False
-
-    with serving(released) as server:
-        server.behave = dies
-        with pytest.raises(CheckpointError, match=rf"{weights.DATA_FILE}.*connection"):
-            download(NAME, url=server.url)
-        assert not cached_path(NAME).exists()
-        server.behave = None
-        download(NAME, url=server.url)
-    assert 150_000 < server.data_offsets()[-1] <= 200_000
-    assert_complete(cache)
-
-
-def test_wrong_bytes_are_found_and_fetched_again(released, cache):
-    def flip(handler, data, offset):
-        if handler.path.endswith(weights.DATA_FILE):
-            wrong = bytearray(data)
-            wrong[12345] ^= 1
-            handler.answer(bytes(wrong), offset)
-            return True
-        return False
-
-    with serving(released) as server:
-        server.behave = flip
-        with pytest.raises(CheckpointError, match="wrong CRC32C of RGB/inception_i3d/"):
-            download(NAME, url=server.url)
-        assert not cached_path(NAME).exists()
-        server.behave = None
-        download(NAME, url=server.url)
-    assert server.data_offsets() == [0, 0]
-    assert_complete(cache)
-
-
-def test_another_index_is_refused(released, cache):
-    index = released / FOLDER / weights.INDEX_FILE
-    index.write_bytes(index.read_bytes()[:-8] + b"12345678")
-    with serving(released) as server, pytest.raises(CheckpointError, match="SHA-256 should be"):
-        download(NAME, url=server.url)
-    assert not cached_path(NAME).exists()
-
-
-def test_a_stale_part_longer_than_the_file_is_dropped(released, cache):
-    part = cache / "partial" / FOLDER / f"{weights.DATA_FILE}.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(bytes(CHECKPOINTS[NAME].data_bytes + 5))
-    with serving(released) as server:
-        download(NAME, url=server.url)
-    assert_complete(cache)
-
-
-def test_missing_file_is_said_at_once(released, cache):
-    (released / FOLDER / weights.DATA_FILE).unlink()
-    start = time.monotonic()
-    with serving(released) as server, pytest.raises(CheckpointError, match="404 Not Found"):
-        download(NAME, url=server.url)
-    assert time.monotonic() - start < 5
-    assert server.data_offsets() == [0]
-
-
-@pytest.mark.parametrize("base", ["http://127.0.0.1:9", "/no/such/folder"])
-def test_without_a_network_the_error_says_what_to_put_where(released, cache, monkeypatch, base):
-    monkeypatch.setattr(fetch, "ATTEMPTS", 2)
-    with pytest.raises(CheckpointError) as caught:
-        download(NAME, url=base)
-    for words in (weights.INDEX_FILE, weights.DATA_FILE, f"DIR/{FOLDER}", "I3D_CHECKPOINT_URL=DIR"):
-        assert words in str(caught.value)
-    assert not list(cache.glob("*.safetensors"))
-
-
-def test_a_server_that_stalls_is_given_up(released, cache, monkeypatch):
-    monkeypatch.setattr(fetch, "ATTEMPTS", 2)
-    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.2)
-    release = threading.Event()
-
-    def stall(handler, data, offset):
-        if handler.path.endswith(weights.DATA_FILE):
-            handler.answer(data, offset, offset + 10)
-            release.wait(10)
-            return True
-        return False
-
-    with serving(released) as server:
-        server.behave = stall
-        with pytest.raises(CheckpointError, match=r"does not answer|no connection"):
-            download(NAME, url=server.url)
-        release.set()
-
-
-def test_a_slow_server_is_waited_for(released, cache, monkeypatch):
-    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.5)
-
-    def slow(handler, data, offset):
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        for start in range(0, len(data), len(data) // 10 + 1):
-            handler.wfile.write(data[start : start + len(data) // 10 + 1])
-            handler.wfile.flush()
-            time.sleep(0.08)
-        return True
-
-    with serving(released) as server:
-        server.behave = slow
-        download(NAME, url=server.url)
-    assert_complete(cache)
-
-
-def test_a_longer_file_is_not_swallowed(released, cache):
-    data = released / FOLDER / weights.DATA_FILE
-    data.write_bytes(data.read_bytes() + bytes(1 << 20))
-    with serving(released) as server, pytest.raises(CheckpointError, match="were expected"):
-        download(NAME, url=server.url)
-
-
-def test_server_errors_are_retried(released, cache):
-    answers = iter([503, 429])
-
-    def busy(handler, data, offset):
-        if status := next(answers, None):
-            handler.send_error(status)
-            return True
-        return False
-
-    with serving(released) as server:
-        server.behave = busy
-        download(NAME, url=server.url)
-    assert_complete(cache)
-
-
-def _download_in_process(name, record, url, barrier, results):
-    CHECKPOINTS[name] = record
-    barrier.wait()
-    results.put(str(download(name, url=url)))
-
-
-def test_two_processes_at_once(released, cache):
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
-    with serving(released) as server:
-        arguments = (NAME, CHECKPOINTS[NAME], server.url, barrier, results)
-        processes = [context.Process(target=_download_in_process, args=arguments) for _ in "ab"]
-        for process in processes:
-            process.start()
-        paths = {results.get(timeout=60) for _ in processes}
-        for process in processes:
-            process.join()
-    assert paths == {str(cached_path(NAME))}
-    assert server.data_offsets() == [0]  # the second waited for the first
-    assert_complete(cache)
-
-
-def test_unwritable_cache_names_the_variable(released, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("I3D_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(CheckpointError, match="I3D_CACHE"):
-        download(NAME, url=str(released))
-
-
-def test_cache_folder_is_the_users(monkeypatch):
-    monkeypatch.delenv("I3D_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere/cache")
-    assert os.fspath(cached_path(NAME)) == f"/somewhere/cache/i3d/{NAME}.safetensors"
-
-
-def test_disk_without_mirror_keeps_working(released, cache):
-    download(NAME, url=str(released))
-    shutil.rmtree(released)
-    assert load(NAME).num_classes == 400
-
-
 def test_a_released_bundle_is_known_by_its_index(tmp_path, monkeypatch):
     """Whatever folder it lies in, and after conversion."""
     prefix = bundles.write(
         tmp_path / "any", bundles.tensorflow_variables(bundles.small_model(num_classes=400))
     )
-    assert "any" in read_weights(prefix).config["source"]
+    assert "any" in read_weights(prefix).config.source
     digest = hashlib.sha256(Path(f"{prefix}.index").read_bytes()).hexdigest()
     name = "rgb_scratch_kinetics400"
     released = dataclasses.replace(CHECKPOINTS[name], index_sha256=digest)
     monkeypatch.setitem(CHECKPOINTS, name, released)
     weights = read_weights(prefix)
-    assert weights.config["source"] == released.source
+    assert weights.config.source == released.source
     write_safetensors(weights, tmp_path / "c.safetensors")
     assert i3d.load(tmp_path / "c.safetensors").source == released.source
 

@@ -3,16 +3,12 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.bundles import small_model
 from support.golden import golden
 
-import i3d
 from i3d.errors import I3DError
 from i3d.models import i3d as i3d_module
-from i3d.models.i3d import ENDPOINTS, I3D, TABLE, MaxPool, same_padding
+from i3d.models.i3d import ENDPOINTS, I3D, TABLE
 
 GOLDEN = [
     ("rgb400", "rgb16a"),
@@ -25,19 +21,6 @@ GOLDEN = [
     ("rgb600", "rgb16b"),
     ("rgb600", "rgb23odd"),
 ]
-
-
-@pytest.fixture(scope="module")
-def model_of(bundle_folder):
-    """Function: (bundle, trainable) -> network, loaded once."""
-    models = {}
-
-    def get(name: str, trainable: bool = False) -> I3D:
-        if (name, trainable) not in models:
-            models[name, trainable] = i3d.load(bundle_folder(name), trainable=trainable).eval()
-        return models[name, trainable]
-
-    return get
 
 
 @pytest.mark.parametrize(("checkpoint", "input_name"), GOLDEN)
@@ -60,16 +43,6 @@ def test_every_endpoint_is_the_original_graphs(model_of, checkpoint, input_name)
     # measured 2.7e-4 at most, where logits reach ±18; float16 weights cost 6e-2
     np.testing.assert_allclose(ends["Logits"].numpy(), g.outputs["logits"], atol=5e-4)
     np.testing.assert_allclose(ends["Predictions"].numpy(), g.outputs["predictions"], atol=1e-4)
-
-
-@pytest.mark.parametrize(("checkpoint", "input_name"), [GOLDEN[0], GOLDEN[2], GOLDEN[5]])
-def test_folded_and_unfolded_networks_give_the_same_logits(model_of, checkpoint, input_name):
-    g = golden(checkpoint, input_name)
-    with torch.inference_mode():
-        folded = model_of(checkpoint)(g.clip)
-        unfolded = model_of(checkpoint, trainable=True)(g.clip)
-    np.testing.assert_allclose(unfolded, g.outputs["logits"], atol=5e-4)  # measured 2.4e-4
-    np.testing.assert_allclose(folded, unfolded, atol=6e-4)  # measured 3.4e-4
 
 
 def test_grid_sized_input_agrees_up_to_the_pooling(model_of):
@@ -107,23 +80,6 @@ def test_features_feed_the_classifier(model_of):
     torch.testing.assert_close(logits, ends["Logits"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (2, 2), (3, 2), (7, 2)])
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 198, 199])
-def test_same_padding_is_the_least_that_gives_every_stride_an_output(size, kernel, stride):
-    front, back = same_padding(size, kernel, stride)
-    outputs = -(-size // stride)
-    assert (size + front + back - kernel) // stride + 1 == outputs
-    assert back - front in (0, 1)
-    if front + back:  # one less would lose an output
-        assert (size + front + back - 1 - kernel) // stride + 1 < outputs
-
-
-def test_padding_is_asymmetric_where_tensorflows_is():
-    assert [same_padding(n, 7, 2) for n in (224, 23)] == [(2, 3), (3, 3)]
-    assert [same_padding(n, 3, 2) for n in (112, 99)] == [(0, 1), (1, 1)]
-    assert [same_padding(n, 2, 2) for n in (14, 13)] == [(0, 0), (0, 1)]
-
-
 @pytest.mark.parametrize("frames", [9, 10, 17, 33])
 @pytest.mark.parametrize("size", [(32, 45), (97, 64)])
 def test_any_length_and_size_gives_logits(frames, size):
@@ -134,29 +90,6 @@ def test_any_length_and_size_gives_logits(frames, size):
     assert list(ends["Mixed_5c"].shape) == [2, 128, *expected]
     assert ends["Logits"].shape == (2, 5)
     assert model.features(clip).shape == (2, 128, expected[0] - 1)
-
-
-@settings(max_examples=25, deadline=None)
-@given(sizes=st.tuples(*[st.integers(1, 9)] * 3), channels_last=st.booleans())
-def test_inference_pools_to_the_same_bits(sizes, channels_last):
-    """Without a gradient the pooling inside the blocks goes along one axis after the other."""
-    order = torch.channels_last_3d if channels_last else torch.contiguous_format
-    x = torch.randn(2, 5, *sizes).contiguous(memory_format=order)
-    pool = MaxPool((3, 3, 3), (1, 1, 1))
-    with torch.inference_mode():
-        fast = pool(x)
-    assert torch.equal(fast, F.max_pool3d(x, 3, 1, 1))
-
-
-def test_inference_gives_what_the_plain_operators_give():
-    model = small_model().fold()
-    clip = torch.rand(2, 3, 18, 61, 50) * 2 - 1
-    with torch.inference_mode():
-        fused = model.endpoints(clip)
-    for name, plain in model.endpoints(clip).items():  # with gradients switched on
-        # Measured 2.4e-6 of the largest value, in the first layers (winograd.py).
-        torch.testing.assert_close(fused[name], plain, rtol=0, atol=8e-6 * plain.abs().max())
-        assert fused[name].is_contiguous()
 
 
 @pytest.mark.parametrize("frames", [161, 168, 170, 175, 229])
@@ -273,10 +206,3 @@ def test_class_names_come_with_the_network(model_of):
     assert I3D(classes=["a", "b"]).classes == ("a", "b")
     assert I3D(num_classes=2).classes == ("class 0", "class 1")
     assert len(I3D(classes="kinetics600", width=0.125).classes) == 600
-
-
-def test_folded_network_refuses_to_train():
-    model = I3D(num_classes=2, width=0.125).fold()
-    assert not model.training
-    with pytest.raises(I3DError, match="trainable=True"):
-        model.train()

@@ -12,7 +12,9 @@ SCRIPT = """
 import resource, sys, torch
 sys.path.insert(0, sys.argv[1])
 from support.bundles import small_model
+from i3d.models.memory import reuse_freed_memory
 
+reuse_freed_memory()
 model = small_model(width=0.25).fold()
 clip = torch.zeros(1, 3, 32, 112, 112)
 with torch.inference_mode():

@@ -1,47 +1,14 @@
 """Winograd's algorithm over time against NumPy's correlation and PyTorch's convolution."""
 
-import copy
-import pickle
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.units import exact, unit
 
 from i3d.models import winograd
-from i3d.models.i3d import I3D, Unit3D
-
-
-def unit(channels=(48, 24), kernel=3, stride=1, seed=0):
-    """A folded layer with filters like a trained one's, and a bias."""
-    torch.manual_seed(seed)
-    layer = Unit3D(*channels, kernel, stride, bn_eps=1e-3).eval()
-    torch.nn.init.normal_(layer.conv.weight, std=(channels[0] * kernel**3) ** -0.5)
-    torch.nn.init.normal_(layer.bn.bias)
-    layer.fold()
-    return layer.requires_grad_(False)
-
-
-def exact(layer, x):
-    """SAME convolution and ReLU in double precision, by PyTorch."""
-    return copy.deepcopy(layer).double()(x.double())
-
-
-@pytest.fixture
-def always(monkeypatch):
-    """The algorithm is taken for every layer that it is made for; the list of its calls."""
-    calls = []
-    plain = winograd.convolve
-    for name in ("MIN_CHANNELS", "MIN_POSITIONS", "MIN_OPERATIONS"):
-        monkeypatch.setattr(winograd, name, 0)
-
-    def counted(x, *rest):
-        calls.append(tuple(x.shape))
-        return plain(x, *rest)
-
-    monkeypatch.setattr(winograd, "convolve", counted)
-    return calls
+from i3d.models.i3d import I3D
 
 
 @pytest.mark.parametrize("taps", [3, 4])
@@ -110,61 +77,6 @@ def test_error_of_a_layer_of_the_networks_size(always):
         error = (layer(x) - exact(layer, x)).square().mean().sqrt().item()
     assert len(always) == 1
     assert 1e-8 < error < 2e-6  # measured 5.9e-7 with AVX-512 and AVX2, 8.4e-7 with SSE4.1
-
-
-def test_filters_follow_the_weights(always):
-    layer = unit()
-    x = torch.randn(1, 48, 8, 6, 6)
-
-    def check():
-        with torch.inference_mode():
-            torch.testing.assert_close(layer(x).double(), exact(layer, x), rtol=0, atol=1e-4)
-
-    check()
-    layer.conv.weight.mul_(2)  # in place
-    check()
-    layer.load_state_dict({key: -value for key, value in layer.state_dict().items()})
-    check()
-    layer.half().float()  # other memory, rounded values
-    check()
-    layer.conv.weight = torch.nn.Parameter(layer.conv.weight.flip(2), requires_grad=False)
-    check()
-    with torch.inference_mode():  # weights made there count no changes
-        layer.conv.weight = torch.nn.Parameter(layer.conv.weight * 3, requires_grad=False)
-    check()
-    assert len(always) == 6
-
-
-def test_filters_do_not_travel(always):
-    layer = unit((96, 64))
-    size = len(pickle.dumps(layer))
-    with torch.inference_mode():
-        layer(torch.randn(1, 96, 8, 4, 4))
-    assert len(always) == 1
-    assert layer._time_filters is not None
-    assert len(pickle.dumps(layer)) == size
-    assert copy.deepcopy(layer)._time_filters is None
-    assert all("filters" not in name for name in layer.state_dict())
-
-
-def test_only_plain_inference_of_the_folded_network_takes_it(always, monkeypatch):
-    network = I3D("rgb", 5, width=0.125).eval()
-    clip = torch.rand(1, 3, 12, 33, 33) * 2 - 1
-    with torch.inference_mode():
-        network(clip)
-    assert not always
-    network.fold()
-    network(clip.clone().requires_grad_())
-    with torch.inference_mode():
-        network.double()(clip.double())
-        network.float()
-        with torch.autocast("cpu", torch.bfloat16):
-            network(clip)
-    assert not always
-    with torch.inference_mode():
-        network(clip)
-    assert always[0] == (1, 3, 12, 33, 33)
-    assert len(always) > 3
 
 
 def test_big_layers_alone_are_worth_it():

@@ -8,29 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from support.paths import TESTS
+from support.pool_work import work
 
-from i3d.parallel.pool import Died, Failed, Result, WorkerPool, temporary_file
-
-
-def work(task) -> Result:
-    kind, value = task
-    if kind == "sleep":
-        time.sleep(value)
-    elif kind == "raise":
-        raise ValueError(f"no {value}")
-    elif kind == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif kind == "die once":
-        if not Path(value).exists():
-            Path(value).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-    elif kind == "file":
-        file = temporary_file()
-        file.write(value * 100_000)
-        return Result(len(value), (file, temporary_file()))
-    elif kind == "environment":
-        return Result(os.environ.get(value))
-    return Result((kind, value))
+from i3d.parallel.pool import Died, Failed, Result, WorkerPool
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +84,14 @@ def test_closing_ends_busy_workers_at_once():
 
 def test_workers_do_not_outlive_a_killed_parent():
     script = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); from test_pool import *\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from i3d.parallel.pool import WorkerPool; from support.pool_work import work\n"
         "if __name__ == '__main__':\n"
         "    pool = WorkerPool(work, workers=2)\n"
         "    print(*[w.process.pid for w in pool._workers], flush=True)\n"
         "    list(pool.map([('sleep', 60)] * 2, ahead=2))\n"
     )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", script, str(TESTS)]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     children = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(children) == 2

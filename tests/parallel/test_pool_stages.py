@@ -1,48 +1,11 @@
 """The worker pool with stages: order, files, and workers that die in a later stage."""
 
-import os
 import signal
-from pathlib import Path
 
 import pytest
+from support.pool_work import begin, end, middle
 
-from i3d.parallel.pool import Died, Failed, Result, Stage, WorkerPool, temporary_file
-
-
-def begin(task) -> Result:
-    """A file with the task's number; tasks are (number, what happens to it, a path)."""
-    file = temporary_file()
-    file.write(bytes([task[0]]) * 100_000)
-    return Result((task, [os.getpid()]), (file,))
-
-
-def middle(results):
-    """Carries the files on and adds one, from all the results that came together."""
-    for result in results:
-        (number, fate, path), _ = result.value
-        if fate == "raise":
-            raise ValueError(f"no {number}")
-        if fate == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if fate == "die once" and not Path(path).exists():
-            assert len(results[0].files[0].read()) == 100_000  # the next one must read it again
-            Path(path).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-    done = []
-    for result in results:
-        content = result.files[0].read()
-        file = temporary_file()
-        file.write(content[::-1][:10])
-        task, processes = result.value
-        done.append(Result((task, [*processes, os.getpid()], len(results)), (*result.files, file)))
-    return done
-
-
-def end(results):
-    (result,) = results
-    task, processes, together = result.value
-    assert result.files[1].read() == bytes([task[0]]) * 10
-    return [Result((task[0], [*processes, os.getpid()], together), result.files[:1])]
+from i3d.parallel.pool import Died, Failed, Result, Stage, WorkerPool
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import sys
 import time
 
 import pytest
+from support.command import exit_code
 from support.storage import contents
 
 from i3d import files
-from i3d.cli import main
 from i3d.data.shards import open_dataset
 
 pytestmark = pytest.mark.storage
@@ -53,9 +53,7 @@ def test_addresses_without_a_server(tmp_path):
 def test_output_that_cannot_be_written(hdfs, dataset, tmp_path, capsys):
     files.write(f"{hdfs.url}/{tmp_path.name}/out", b"a file where the folder should be")
     output = f"{hdfs.url}/{tmp_path.name}/out"
-    with pytest.raises(SystemExit) as caught:
-        main(["precompute", str(dataset), output, "--no-flow", "--classes", "kinetics400"])
-    assert caught.value.code == 1
+    assert exit_code("precompute", dataset, output, "--no-flow", "--classes", "kinetics400") == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"{output}/manifest.json" in line
     assert "Java" not in line
@@ -92,9 +90,7 @@ def test_a_writer_killed_before_the_rename(hdfs, dataset, tmp_path):
     assert killed.returncode == -signal.SIGKILL
     hidden, manifest = files.names_in(output)
     assert (files.temporary_stem(hidden), manifest) == ("shard-00000", "manifest.json")
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 0
+    assert exit_code(*arguments) == 0
     names = ["failures.csv", "manifest.json", "shard-00000.json", "shard-00000.tar"]
     assert files.names_in(output) == names
 
@@ -103,9 +99,7 @@ def test_a_datanode_that_dies_costs_only_time(use_server, dataset, tmp_path):
     hdfs = use_server("hdfs", copy=1)
     output = f"{hdfs.url}/{tmp_path.name}"
     arguments = ["precompute", str(dataset), output, "--no-flow", "--clips-per-shard", "2"]
-    with pytest.raises(SystemExit) as caught:
-        main([*arguments, "--classes", "kinetics400"])
-    assert caught.value.code == 0
+    assert exit_code(*arguments, "--classes", "kinetics400") == 0
     before = contents(output)
     stream = open_dataset(output).stream()
     samples = [next(stream)]

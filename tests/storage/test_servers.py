@@ -14,10 +14,10 @@ import time
 import numpy as np
 import pytest
 from support import bundles
+from support.command import exit_code
 from support.storage import contents, forget_servers, upload
 
 from i3d import files
-from i3d.cli import main
 from i3d.data.shards import open_dataset
 from i3d.errors import DatasetError
 from i3d.models.checkpoints import save
@@ -38,25 +38,18 @@ def store(request, use_server, tmp_path) -> str:
     return f"{use_server(request.param).url}/{tmp_path.name}"
 
 
-def run(*arguments: str) -> int:
-    """The exit code of the command line, in this process."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    return caught.value.code
-
-
 @pytest.fixture(scope="module")
 def shards(dataset, tmp_path_factory):
     """RGB shards on the local disk, what all others are compared with."""
     folder = tmp_path_factory.mktemp("shards") / "out"
-    assert run("precompute", dataset, folder, *RGB) == 0
+    assert exit_code("precompute", dataset, folder, *RGB) == 0
     assert sum(path.stat().st_size > 1 << 16 for path in folder.glob("*.tar")) >= 2
     return folder
 
 
 def test_shards_on_a_server(store, dataset, shards, capsys):
     output = f"{store}/out"
-    assert run("precompute", dataset, output, *RGB) == 0
+    assert exit_code("precompute", dataset, output, *RGB) == 0
     assert contents(output) == contents(shards)
 
     # Without its tar, or without its sidecar, a shard is made again.
@@ -66,13 +59,13 @@ def test_shards_on_a_server(store, dataset, shards, capsys):
     with pytest.raises(DatasetError, match="2 of 3 shards are not complete"):
         open_dataset(output)
     capsys.readouterr()
-    assert run("precompute", dataset, output, *RGB, "--json") == 0
+    assert exit_code("precompute", dataset, output, *RGB, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["made"], result["already"], result["complete"]) == (2, 1, True)
     assert contents(output) == contents(shards)
 
     # Other settings are refused.
-    assert run("precompute", dataset, output, *RGB, "--quality", "90") == 2
+    assert exit_code("precompute", dataset, output, *RGB, "--quality", "90") == 2
     assert "quality 95" in capsys.readouterr().err
     assert contents(output) == contents(shards)
 
@@ -106,7 +99,9 @@ def test_flow_of_videos_on_a_server(store, dataset, tmp_path):
     upload(dataset / "archery", f"{store}/val/archery")
     upload(dataset / "archery", str(tmp_path / "val" / "archery"))
     for root in (store, str(tmp_path)):
-        assert run("precompute", f"{root}/val", f"{root}/out", *OPTIONS, "--workers", "2") == 0
+        assert (
+            exit_code("precompute", f"{root}/val", f"{root}/out", *OPTIONS, "--workers", "2") == 0
+        )
     assert contents(f"{store}/out") == contents(tmp_path / "out")
     assert open_dataset(f"{store}/out").manifest.streams == ("rgb", "flow")
 
@@ -119,7 +114,7 @@ def test_prediction_from_a_server(store, dataset, tmp_path, capsys):
     predictions = []
     for folder, checkpoint in ((dataset / "archery", tmp_path), (store, store)):
         arguments = [f"{folder}/b c.mp4", "--checkpoint", f"{checkpoint}/small.safetensors"]
-        assert run("predict", *arguments, "--device", "cpu", "--json") == 0
+        assert exit_code("predict", *arguments, "--device", "cpu", "--json") == 0
         (result,) = json.loads(capsys.readouterr().out)["results"]
         predictions.append(result["predictions"])
     assert predictions[0] == predictions[1]
@@ -133,7 +128,7 @@ def test_what_is_not_there(store, dataset, tmp_path, capsys):
         ["precompute", dataset, tmp_path / "out", "--classes", f"{nothing}/classes.txt"],
         ["predict", f"{nothing}/x.mp4", "--checkpoint", tmp_path / "small.safetensors"],
     ):
-        assert run(*arguments) == 1
+        assert exit_code(*arguments) == 1
         errors = capsys.readouterr().err
         assert nothing in errors
         assert "no such file" in errors or "no file" in errors
@@ -227,7 +222,7 @@ def test_s3_that_does_not_answer(address, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "i3d")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "i3d")
     start = time.monotonic()
-    assert run("precompute", "s3://i3d/val", tmp_path / "out") == 1
+    assert exit_code("precompute", "s3://i3d/val", tmp_path / "out") == 1
     assert time.monotonic() - start < 15
     (line,) = capsys.readouterr().err.splitlines()
     assert "s3://i3d" in line

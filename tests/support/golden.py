@@ -6,14 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-REFERENCE = Path(__file__).parents[1] / "reference"
-
-
-SHARED = Path(__file__).parents[3] / "shared"
-
-
-SHARED_TENSORFLOW = SHARED / "reference" / "tensorflow"
+from support.paths import REFERENCE, SHARED
 
 
 def shared(*parts: str) -> Path:

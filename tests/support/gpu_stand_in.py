@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 from i3d.flow import gpu
-from i3d.tasks.precompute import writing as precompute
+from i3d.tasks.precompute import encode, writing
 
 FLAGS = (
     *("-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas"),
@@ -43,9 +43,8 @@ def flow_on_cpu(results, *, device):
 
 def install() -> None:
     """Make `precompute` believe in a GPU; its processes import this module."""
-    precompute.check_device = lambda device: None
-    precompute._of_this_process = lambda device, world: "cuda:0" if device == "cuda" else "cpu"
-    precompute.flow_videos = flow_on_cpu
+    writing.choose_flow_device = lambda device, world: "cuda:0" if device == "cuda" else "cpu"
+    encode.flow_videos = flow_on_cpu
 
 
-ORIGINAL = precompute.flow_videos
+ORIGINAL = encode.flow_videos

@@ -1,7 +1,12 @@
 """An HTML page as a tree; what is not well-formed is an error."""
 
+import base64
+import hashlib
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+
+import cv2
+import numpy as np
 
 
 @dataclass
@@ -72,3 +77,23 @@ def read(location):
     reader.close()
     assert reader.open == [reader.root], "an element is not closed"
     return reader.root
+
+
+def policy(page):
+    """The rules of a page's Content-Security-Policy."""
+    (element,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    return dict(rule.split(" ", 1) for rule in element.attributes["content"].split("; "))
+
+
+def inline_hash(page, tag):
+    """The source that lets a page's style or script in, computed from its text."""
+    digest = hashlib.sha256(page.one(tag).children[0].encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def decode_picture(source):
+    """The pixels, uint8 (H, W, 3) RGB, of a data URI."""
+    kind, data = source.split(",")
+    assert kind == "data:image/jpeg;base64"
+    jpeg = np.frombuffer(base64.b64decode(data, validate=True), np.uint8)
+    return cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i3d.models.i3d import I3D, TABLE, MaxPool, MixedBlock, Unit3D
+from i3d.models.folded import FoldedUnit, NeighbourMax
+from i3d.models.i3d import I3D, TABLE, MaxPool, MixedBlock
 from i3d.presets import MIN_FRAMES, STREAM_CHANNELS
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def onnx_model(network: I3D, *, half: bool, metadata: str) -> "onnx.ModelProto":
 
     import i3d
 
+    assert network.folded
     graph = _Graph(np.float16 if half else np.float32)
     x = "clip"
     if half:
@@ -108,9 +110,9 @@ class _Graph:
 
     def layer(self, layer: nn.Module, x: str, name: str) -> str:
         """Add the nodes of a row of the table, or of a part of one."""
-        if isinstance(layer, Unit3D):
+        if isinstance(layer, FoldedUnit):
             conv = layer.conv
-            assert conv.bias is not None, "the network is not folded"
+            assert conv.bias is not None
             x = self.add(
                 "Conv",
                 [
@@ -124,7 +126,7 @@ class _Graph:
                 strides=conv.stride,
             )
             return self.add("Relu", [x], name)
-        if isinstance(layer, MaxPool):
+        if isinstance(layer, MaxPool | NeighbourMax):
             sizes = {"kernel_shape": layer.kernel, "strides": layer.stride}
             return self.add("MaxPool", [x], name, auto_pad="SAME_UPPER", **sizes)
         parts = [(part, f"{name}/{child}") for child, part in layer.named_children()]
@@ -160,6 +162,7 @@ def torch_program(network: I3D, *, half: bool) -> torch.export.ExportedProgram:
 
     patch: Any = _config.patch  # type: ignore[attr-defined]  # made when the module is loaded
 
+    assert network.folded
     if half:
         for name, _ in TABLE:
             network.get_submodule(name).half()
@@ -199,11 +202,11 @@ class _Traceable(nn.Module):
 
 
 def _run(layer: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(layer, Unit3D):
+    if isinstance(layer, FoldedUnit):
         conv = layer.conv
         x, padding = _pad(x, conv.kernel_size, conv.stride)
         return F.relu(F.conv3d(x, conv.weight, conv.bias, conv.stride, padding))
-    if isinstance(layer, MaxPool):
+    if isinstance(layer, MaxPool | NeighbourMax):
         x, padding = _pad(x, layer.kernel, layer.stride)
         return F.max_pool3d(x, layer.kernel, layer.stride, padding)
     if isinstance(layer, MixedBlock):

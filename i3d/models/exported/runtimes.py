@@ -20,7 +20,9 @@ from torch import Tensor
 
 from i3d import files
 from i3d.errors import CheckpointError, I3DError, UsageError
-from i3d.presets import MIN_FRAMES, STREAM_CHANNELS, Stream, find_preset
+from i3d.models.format import NetworkConfig, check_preset
+from i3d.presets import MIN_FRAMES, STREAM_CHANNELS, Stream
+from i3d.records import pick
 
 if TYPE_CHECKING:
     import onnx
@@ -43,7 +45,7 @@ class ExportedNetwork:
 
     Attributes:
         stream, classes, num_classes, preset, source: as those of :class:`~i3d.models.i3d.I3D`.
-        weights_sha256: :func:`~i3d.models.checkpoints.fingerprint` of the checkpoint that it is of.
+        weights_sha256: fingerprint of the checkpoint (:mod:`i3d.models.checkpoints`).
 
     Raises:
         UsageError: the runtime is not installed.
@@ -65,12 +67,13 @@ class ExportedNetwork:
                 f"--runtime {runtime} needs {error.name or package}: pip install 'i3d[{extra}]'"
             ) from None
         data = _read(self.name)
-        description = _description(data, self.name)
-        self.stream: Stream = description.stream
-        self.classes = description.classes
-        self.num_classes = len(self.classes)
-        self.preset = description.preset
-        self.source = description.source
+        description = _read_description(data, self.name)
+        config = description.config
+        self.stream: Stream = config.stream
+        self.classes = config.names
+        self.num_classes = config.num_classes
+        self.preset = config.preset
+        self.source = config.source
         self.weights_sha256 = description.weights_sha256
         try:
             self._session: Session = start(data)
@@ -165,13 +168,33 @@ def _first_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Description:
-    """What an exported file says of itself that a predictor needs."""
+    """What an exported file says of itself that a predictor needs.
+
+    Attributes:
+        stream: as in :class:`~i3d.models.format.NetworkConfig`, like all but the last.
+        weights_sha256: :func:`~i3d.models.checkpoints.fingerprint` of the checkpoint.
+
+    Raises:
+        I3DError: no network is like that.
+    """
 
     stream: Stream
-    classes: tuple[str, ...]
+    num_classes: int
     preset: str
     source: str
     weights_sha256: str
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_classes > MAX_CLASSES and self.classes is None:
+            raise I3DError(f"{self.num_classes} unnamed classes; at most {MAX_CLASSES} are read")
+        _ = self.config  # refuses what cannot be
+
+    @property
+    def config(self) -> NetworkConfig:
+        """What the network is, but for what its graph holds."""
+        classes, preset, source = self.classes, self.preset, self.source
+        return NetworkConfig(self.stream, self.num_classes, classes, preset=preset, source=source)
 
 
 def _read(name: str) -> bytes:
@@ -185,7 +208,7 @@ def _read(name: str) -> bytes:
     return data
 
 
-def _description(data: bytes, name: str) -> Description:
+def _read_description(data: bytes, name: str) -> Description:
     """Take an ONNX file apart, and check all that we rely on.
 
     Raises:
@@ -239,26 +262,12 @@ def parse_description(text: str, name: str) -> Description:
     if len(text) > MAX_METADATA_BYTES:
         raise CheckpointError(f"{name}: its metadata have {len(text)} characters; export it again")
     try:
-        fields = json.loads(text)
+        description = pick(Description, json.loads(text))
+    except I3DError:
+        raise CheckpointError(
+            f"{name}: its metadata are not what i3d writes; export it again"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name}: its metadata are not JSON ({error})") from error
-    fields = fields if isinstance(fields, dict) else {}
-    stream, count, classes = (fields.get(k) for k in ("stream", "num_classes", "classes"))
-    preset, source, sha256 = (fields.get(k) for k in ("preset", "source", "weights_sha256"))
-    if classes is None and type(count) is int and 0 < count <= MAX_CLASSES:
-        classes = [f"class {i}" for i in range(count)]  # as an unnamed network has them
-    if not (
-        stream in ("rgb", "flow")
-        and isinstance(classes, list)
-        and len(classes) == count
-        and all(isinstance(c, str) for c in classes)
-        and isinstance(preset, str)
-        and isinstance(source, str)
-        and isinstance(sha256, str)
-    ):
-        raise CheckpointError(f"{name}: its metadata are not what i3d writes; export it again")
-    try:
-        find_preset(preset)
-    except UsageError as error:
-        raise CheckpointError(f"{name}: {error}; a newer version may know it") from None
-    return Description(stream, tuple(classes), preset, source, sha256)
+    check_preset(description.preset, name)
+    return description

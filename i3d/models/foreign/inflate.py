@@ -14,49 +14,20 @@ even sizes; the weights are those of a network with SAME padding.
 """
 
 import os
-from collections.abc import Iterator
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 
 from i3d import files
 from i3d.errors import CheckpointError
-from i3d.models.foreign.readers import PARAMETERS, Naming, Weights, _assemble
+from i3d.models.foreign.names import GOOGLENET
+from i3d.models.foreign.readers import PARAMETERS, assemble, hold_tensors
+from i3d.models.format import Weights, read_tensors
 from i3d.presets import STREAM_CHANNELS, Stream
 
 MAX_BYTES = 1 << 28  # torchvision's file has 52 MB with its auxiliary classifiers
 AUXILIARY = ("aux1.", "aux2.")  # classifiers in the middle, of training alone
 KERNELS = (1, 3, 7)  # sides of Inception-v1's filters; inflated ones are cubes
 BATCH_NORM_EPS = 1e-3  # torchvision's BasicConv2d
-ROWS = {"Conv3d_1a_7x7": "conv1", "Conv3d_2b_1x1": "conv2", "Conv3d_2c_3x3": "conv3"}
-
-
-def _googlenet_unit(path: tuple[str, ...]) -> str:
-    if len(path) == 1:
-        return ROWS[path[0]]
-    block, branch, unit = path
-    # Mixed_3b is inception3a and so on; their branches count from 1, and 4 begins with the pool.
-    stage, letter = block[-2], block[-1]
-    number = int(branch.removeprefix("Branch_")) + 1
-    inner = "" if number == 1 else ".0" if unit.startswith("Conv3d_0a") else ".1"
-    return f"inception{stage}{chr(ord(letter) - 1)}.branch{number}{inner}"
-
-
-GOOGLENET = Naming(
-    program="torchvision's googlenet",
-    unit=_googlenet_unit,
-    parts={
-        "conv.weight": ".conv.weight",
-        **{
-            f"bn.{part}": f".bn.{part}"
-            for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        },
-    },
-    logits="fc",
-    logits_parts={"weight": ".weight", "bias": ".bias"},
-)
 
 
 def inflate(location: files.Location, *, stream: Stream = "rgb") -> Weights:
@@ -78,11 +49,13 @@ def inflate(location: files.Location, *, stream: Stream = "rgb") -> Weights:
             is missing.
     """
     name = os.fspath(location)
-    tensors = {
-        key: tensor
-        for key, tensor in _read(location, name).items()
-        if not key.startswith(AUXILIARY)
-    }
+    if not name.endswith(".safetensors"):
+        raise CheckpointError(
+            f"{name}: 2D weights are read from .safetensors alone; write one with "
+            "safetensors.torch.save_file(model.state_dict(), PATH)"
+        )
+    found = read_tensors(location, max_bytes=MAX_BYTES)
+    tensors = {key: tensor for key, tensor in found.items() if not key.startswith(AUXILIARY)}
     wanted = {p: key for p in PARAMETERS if (key := GOOGLENET.key(p)) is not None}
     missing = [
         key
@@ -96,9 +69,7 @@ def inflate(location: files.Location, *, stream: Stream = "rgb") -> Weights:
         )
     for p, key in wanted.items():
         if p.endswith("conv.weight"):
-            tensors[key] = _inflated(tensors[key], f"{name}: {key}")
-        elif p.endswith("bn.bias"):
-            _check_scale(tensors, key, name)
+            tensors[key] = _inflate_filter(tensors[key], f"{name}: {key}")
     first = GOOGLENET.key("Conv3d_1a_7x7.conv.weight")
     assert first is not None
     if stream == "flow":
@@ -108,37 +79,11 @@ def inflate(location: files.Location, *, stream: Stream = "rgb") -> Weights:
     weight = tensors["fc.weight"]
     if weight.ndim == 2:
         tensors["fc.weight"] = weight[:, :, None, None, None]  # (classes, C) -> a 1x1x1 filter
-
-    def load(keys: set[str]) -> Iterator[tuple[str, np.ndarray]]:
-        return ((key, tensors[key].numpy()) for key in keys)
-
-    return _assemble(
-        GOOGLENET,
-        {key: tuple(tensor.shape) for key, tensor in tensors.items()},
-        load,
-        name=name,
-        classes=None,
-        source="inflated from 2D Inception-v1 (torchvision's googlenet)",
-        bn_eps=BATCH_NORM_EPS,
-    )
+    origin = "inflated from 2D Inception-v1 (torchvision's googlenet)"
+    return assemble(hold_tensors(tensors, name, GOOGLENET, origin), bn_eps=BATCH_NORM_EPS)
 
 
-def _check_scale(tensors: dict[str, torch.Tensor], offset: str, name: str) -> None:
-    """A scale is optional in a state dict, so the reader of I3D's does not check it."""
-    key = f"{offset.removesuffix('bias')}weight"
-    scale = tensors.get(key)
-    if scale is None:
-        return
-    if scale.shape != tensors[offset].shape:
-        raise CheckpointError(
-            f"{name}: {key} has shape {tuple(scale.shape)}, and {offset} "
-            f"{tuple(tensors[offset].shape)}"
-        )
-    if not bool(torch.isfinite(scale).all()):
-        raise CheckpointError(f"{name}: {key} holds values that are not finite")
-
-
-def _inflated(weight: torch.Tensor, where: str) -> torch.Tensor:
+def _inflate_filter(weight: torch.Tensor, where: str) -> torch.Tensor:
     """(out, in, h, w) -> float64 (out, in, t, h, w) of a cube."""
     shape = tuple(weight.shape)
     if weight.ndim != 4 or shape[2] != shape[3] or shape[2] not in KERNELS:
@@ -148,21 +93,3 @@ def _inflated(weight: torch.Tensor, where: str) -> torch.Tensor:
         )
     depth = shape[2]
     return (weight.double() / depth)[:, :, None].expand(-1, -1, depth, -1, -1)
-
-
-def _read(location: files.Location, name: str) -> dict[str, torch.Tensor]:
-    if not name.endswith(".safetensors"):
-        raise CheckpointError(
-            f"{name}: 2D weights are read from .safetensors alone; write one with "
-            "safetensors.torch.save_file(model.state_dict(), PATH)"
-        )
-    try:
-        with files.open_read(location) as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise CheckpointError(f"{name} has more than {MAX_BYTES >> 20} MiB; no Inception-v1")
-        return load_safetensors(data)
-    except FileNotFoundError:
-        raise CheckpointError(f"{name}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{name}: not a readable safetensors file ({error})") from error

@@ -1,4 +1,4 @@
-"""Checkpoints of other programs: every naming quirk of theirs in one place.
+"""Read checkpoints of other programs, and write the Chainer program's.
 
     TensorFlow bundle    deepmind/kinetics-i3d, and what was trained with it
     .npz                 the Chainer program (both directions)
@@ -17,19 +17,19 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import load_file
 
 from i3d import files
 from i3d.errors import CheckpointError
+from i3d.models.foreign.names import CHAINER, STATE_DICTS, TENSORFLOW, Naming
 from i3d.models.foreign.tf_bundle import open_bundle
-from i3d.models.i3d import BATCH_NORM_EPS, I3D, MAX_WIDTH, TABLE, Conv
+from i3d.models.format import BATCH_NORM_EPS, MAX_WIDTH, NetworkConfig, Weights, read_tensors
+from i3d.models.i3d import I3D, TABLE, Conv
 from i3d.presets import STREAM_CHANNELS, Stream
+from i3d.records import plain
 
 MAX_CLASSES = 100_000
 MAX_NPZ_MEMBERS = 2_000
@@ -39,151 +39,54 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A checkpoint in memory.
+class Arrays:
+    """What a file of another program holds, before any of it is read.
 
     Attributes:
-        config: arguments of :class:`I3D`.
-        tensors: its state dict, unfolded.
+        name: what messages call the file.
+        naming: how its program names parameters.
+        shapes: key -> shape, axes in our order.
+        load: reads the arrays of some keys, in any order.
+        origin: words on where the weights come from.
     """
 
-    config: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
+    name: str
+    naming: Naming
+    shapes: Mapping[str, Shape]
+    load: Callable[[set[str]], Iterable[tuple[str, np.ndarray]]]
+    origin: str
 
 
-@dataclass(frozen=True)
-class Naming:
-    """How a program names the parameters of one convolution with its BatchNorm.
-
-    Attributes:
-        program: what messages call it.
-        unit: path of a unit, such as ("Mixed_3b", "Branch_1", "Conv3d_0a_1x1"), -> its prefix.
-        parts: our suffix -> theirs; a suffix that is not there does not exist in that program.
-        logits: the prefix of the classifier.
-        logits_parts: "weight" and "bias" -> theirs.
-    """
-
-    program: str
-    unit: Callable[[tuple[str, ...]], str]
-    parts: Mapping[str, str]
-    logits: str
-    logits_parts: Mapping[str, str]
-
-    def key(self, ours: str) -> str | None:
-        """Their name for one of our parameters; None where they have no such thing."""
-        path, _, part = ours.rpartition(".")
-        if path.startswith("Logits."):
-            return self.logits + self.logits_parts[part]
-        path, _, layer = path.rpartition(".")
-        theirs = self.parts.get(f"{layer}.{part}")
-        return None if theirs is None else self.unit(tuple(path.split("."))) + theirs
+def _scale_of(offset: str) -> str:
+    """BatchNorm's scale beside its offset: ours has none, that of other programs may."""
+    return f"{offset.removesuffix('bias')}weight"
 
 
-def _tensorflow_unit(path: tuple[str, ...]) -> str:
-    if path == ("Mixed_5b", "Branch_2", "Conv3d_0b_3x3"):
-        # kinetics-i3d names Mixed_5b/Branch_2's 3x3x3 "Conv3d_0a_3x3", against its own rule
-        path = ("Mixed_5b", "Branch_2", "Conv3d_0a_3x3")
-    return "/".join(path)
-
-
-def _chainer_unit(path: tuple[str, ...]) -> str:
-    block, *rest = (name.lower() for name in path)
-    return "/".join([block, "_".join(rest)] if rest else [block])
-
-
-def _pytorch_i3d_unit(path: tuple[str, ...]) -> str:
-    if len(path) == 1:
-        return path[0]
-    block, branch, unit = path
-    number = branch.removeprefix("Branch_")
-    # Branch 0 has one unit (b0), 1 and 2 have two (b1a, b1b), 3 has its one after the pool (b3b).
-    letter = "" if number == "0" else "a" if unit.startswith("Conv3d_0a") else "b"
-    return f"{block}.b{number}{letter}"
-
-
-def _hassony2_unit(path: tuple[str, ...]) -> str:
-    if len(path) == 1:
-        return path[0].lower()
-    block, branch, unit = path
-    index = "" if branch == "Branch_0" else ".0" if unit.startswith("Conv3d_0a") else ".1"
-    return f"{block}.{branch}{index}".lower()
-
-
-def _torch_batch_norm(name: str) -> dict[str, str]:
-    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    return {f"bn.{part}": f".{name}.{part}" for part in parts}
-
-
-TENSORFLOW = Naming(
-    program="kinetics-i3d",
-    unit=_tensorflow_unit,
-    parts={
-        "conv.weight": "/conv_3d/w",
-        "bn.bias": "/batch_norm/beta",
-        "bn.running_mean": "/batch_norm/moving_mean",
-        "bn.running_var": "/batch_norm/moving_variance",
-    },
-    logits="Logits/Conv3d_0c_1x1/conv_3d",
-    logits_parts={"weight": "/w", "bias": "/b"},
-)
-CHAINER = Naming(
-    program="Chainer",
-    unit=_chainer_unit,
-    parts={
-        "conv.weight": "/conv3d/conv/W",
-        "bn.bias": "/bn/beta",
-        "bn.running_mean": "/bn/avg_mean",
-        "bn.running_var": "/bn/avg_var",
-        "bn.num_batches_tracked": "/bn/N",
-    },
-    logits="logits_conv3d_0c_1x1/conv3d/conv",
-    logits_parts={"weight": "/W", "bias": "/b"},
-)
-OURS = Naming(
-    program="i3d",
-    unit=".".join,
-    parts={"conv.weight": ".conv.weight", **_torch_batch_norm("bn")},
-    logits="Logits.Conv3d_0c_1x1",
-    logits_parts={"weight": ".weight", "bias": ".bias"},
-)
-PYTORCH_I3D = Naming(
-    program="pytorch-i3d",
-    unit=_pytorch_i3d_unit,
-    parts={"conv.weight": ".conv3d.weight", **_torch_batch_norm("bn")},
-    logits="logits.conv3d",
-    logits_parts={"weight": ".weight", "bias": ".bias"},
-)
-HASSONY2 = Naming(
-    program="kinetics_i3d_pytorch",
-    unit=_hassony2_unit,
-    parts={"conv.weight": ".conv3d.weight", **_torch_batch_norm("batch3d")},
-    logits="conv3d_0c_1x1.conv3d",
-    logits_parts={"weight": ".weight", "bias": ".bias"},
-)
-STATE_DICTS = (OURS, PYTORCH_I3D, HASSONY2)
-
-
-def _expected(stream: Stream, num_classes: int, width: float) -> dict[str, Shape]:
-    """Our parameter names and shapes, without taking memory for them."""
+def _list_shapes(config: NetworkConfig) -> dict[str, Shape]:
+    """Parameters of a network in its order, and the scales that others have, without memory."""
     with torch.device("meta"):
-        model = I3D(stream, num_classes, width=width)
-    return {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        state = I3D(**plain(config)).state_dict()
+    shapes: dict[str, Shape] = {}
+    for name, tensor in state.items():
+        shapes[name] = tuple(tensor.shape)
+        if name.endswith("bn.bias"):
+            shapes[_scale_of(name)] = shapes[name]
+    return shapes
 
 
-# Our names in the order of the network; they do not depend on stream, classes or width.
-PARAMETERS: tuple[str, ...] = tuple(_expected("rgb", 1, 1.0))
+# Names do not depend on stream, classes or width.
+_WITH_SCALES: tuple[str, ...] = tuple(_list_shapes(NetworkConfig("rgb", 1, None)))
+PARAMETERS: tuple[str, ...] = tuple(p for p in _WITH_SCALES if not p.endswith("bn.weight"))
 
 
-# --- readers: one a format, each to (shapes, loader) and then the same way -----------------------
+# --- readers: one a format, each to its arrays and then the same way ------------------------------
 
 
-def read_tensorflow(location: files.Location, *, classes: Any = None) -> Weights:
+def read_tensorflow(location: files.Location) -> Weights:
     """Read a TensorFlow V2 bundle of the original program.
 
     Args:
         location: prefix (``.../model.ckpt``), ``.index`` file or folder; a path or URL.
-        classes: class list to keep with the weights (see :class:`I3D`); by default Kinetics-400
-            or 600 where the number of classes is theirs.
 
     Raises:
         CheckpointError: missing, damaged (every checksum is verified) or another network.
@@ -202,22 +105,41 @@ def read_tensorflow(location: files.Location, *, classes: Any = None) -> Weights
             "save one of them to a checkpoint of its own"
         )
     scope = scopes[0]
+    keys = {TENSORFLOW.key(p) for p in PARAMETERS}
+    # Optimizer slots and shadows contain the variable's name: VARIABLE/Momentum.
+    slots = tuple(f"{key}/" for key in keys if key is not None)
+    rows = (*(f"{row}/" for row, _ in TABLE), "Logits/")
     shapes = {
-        n.removeprefix(scope): e.shape for n, e in bundle.entries.items() if n.startswith(scope)
+        key: _our_axes(key, entry.shape)
+        for variable, entry in bundle.entries.items()
+        if variable.startswith(scope)
+        and (key := variable.removeprefix(scope)).startswith(rows)
+        and not key.startswith(slots)
     }
 
     def load(wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
-        for n, array in bundle.tensors({scope + n for n in wanted}):
-            yield n.removeprefix(scope), array
+        for variable, array in bundle.tensors({scope + key for key in wanted}):
+            key = variable.removeprefix(scope)
+            is_filter = array.ndim == len(shapes[key]) == 5
+            yield key, array.transpose(_FILTER_AXES) if is_filter else array.reshape(shapes[key])
 
-    source = os.path.basename(os.path.dirname(bundle.prefix)) or "model"  # noqa: PTH119,PTH120 URLs
-    return _assemble(
-        TENSORFLOW, shapes, load, name=name, classes=classes, source=f"TensorFlow: {source}"
-    )
+    folder = os.path.basename(os.path.dirname(bundle.prefix)) or "model"  # noqa: PTH119,PTH120 URLs
+    return assemble(Arrays(name, TENSORFLOW, shapes, load, f"TensorFlow: {folder}"))
 
 
-def read_npz(location: files.Location, *, classes: Any = None) -> Weights:
-    """Read a ``.npz`` in the Chainer program's layout; arguments as :func:`read_tensorflow`.
+_FILTER_AXES = (4, 3, 0, 1, 2)  # TensorFlow stores filters as [t, h, w, in, out]
+
+
+def _our_axes(key: str, shape: Shape) -> Shape:
+    if len(shape) == 5 and key.endswith("/w"):
+        return tuple(shape[i] for i in _FILTER_AXES)
+    if len(shape) == 5 and shape[:4] == (1, 1, 1, 1):
+        return shape[4:]  # the Kinetics-600 bundle stores BatchNorm as [1, 1, 1, 1, C]
+    return shape
+
+
+def read_npz(location: files.Location) -> Weights:
+    """Read a ``.npz`` in the Chainer program's layout, by path or URL.
 
     Pickles are refused: only plain arrays are read.
 
@@ -256,7 +178,7 @@ def read_npz(location: files.Location, *, classes: Any = None) -> Weights:
                     raise CheckpointError(f"{name}: {key} is damaged ({error})") from error
                 yield key, array
 
-        return _assemble(CHAINER, shapes, load, name=name, classes=classes, source="Chainer: .npz")
+        return assemble(Arrays(name, CHAINER, shapes, load, "Chainer: .npz"))
 
 
 def _npy_shape(f: IO[bytes], file_size: int, name: str) -> Shape:
@@ -283,7 +205,6 @@ def read_state_dict(
     location: files.Location,
     *,
     bn_eps: float = BATCH_NORM_EPS,
-    classes: Any = None,
     width: float | None = None,
 ) -> Weights:
     """Read a PyTorch state dict (``.pt``, ``.pth`` or ``.safetensors``) in any of three namings.
@@ -292,47 +213,31 @@ def read_state_dict(
         location: path or URL.
         bn_eps: BatchNorm's epsilon, which a state dict does not carry: 1e-3 in pytorch-i3d as in
             the original; 1e-5 in the FVD forks of VideoGPT and cd-fvd and in video_features.
-        classes: as in :func:`read_tensorflow`.
         width: where it is known; otherwise inferred from the shapes.
 
     Raises:
         CheckpointError: missing, damaged, holding more than tensors, or another network.
     """
     name = os.fspath(location)
-    state = (_safetensors_load if name.endswith(".safetensors") else _torch_load)(location)
+    state = (read_tensors if name.endswith(".safetensors") else _read_pickle)(location)
     state = {k.removeprefix("module."): t for k, t in state.items()}  # DataParallel's prefix
     naming = max(STATE_DICTS, key=lambda n: sum(n.key(p) in state for p in PARAMETERS))
+    arrays = hold_tensors(state, name, naming, f"PyTorch: {naming.program}")
+    return assemble(arrays, bn_eps=bn_eps, width=width)
 
-    def load_tensors(wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
+
+def hold_tensors(
+    state: Mapping[str, torch.Tensor], name: str, naming: Naming, origin: str
+) -> Arrays:
+    """A state dict that is in memory already."""
+
+    def load(wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
         return ((key, state[key].detach().cpu().contiguous().numpy()) for key in wanted)
 
-    return _assemble(
-        naming,
-        {k: tuple(t.shape) for k, t in state.items()},
-        load_tensors,
-        name=name,
-        classes=classes,
-        source=f"PyTorch: {naming.program}",
-        bn_eps=bn_eps,
-        width=width,
-    )
+    return Arrays(name, naming, {k: tuple(t.shape) for k, t in state.items()}, load, origin)
 
 
-def _safetensors_load(location: files.Location) -> dict[str, torch.Tensor]:
-    name = os.fspath(location)
-    try:
-        path = files.local_path(location)
-        if path is not None:
-            return load_file(path)
-        with files.open_read(location) as f:
-            return load_safetensors(f.read())
-    except FileNotFoundError:
-        raise CheckpointError(f"{name}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{name}: not a readable safetensors file ({error})") from error
-
-
-def _torch_load(location: files.Location) -> dict[str, torch.Tensor]:
+def _read_pickle(location: files.Location) -> dict[str, torch.Tensor]:
     name = os.fspath(location)
     try:
         with files.open_read(location) as f:
@@ -353,107 +258,84 @@ def _torch_load(location: files.Location) -> dict[str, torch.Tensor]:
     return {str(k): t for k, t in loaded.items() if isinstance(t, torch.Tensor)}
 
 
-def _assemble(
-    naming: Naming,
-    shapes: Mapping[str, Shape],
-    load: Callable[[set[str]], Iterable[tuple[str, np.ndarray]]],
-    *,
-    name: str,
-    classes: Any,
-    source: str,
-    bn_eps: float = BATCH_NORM_EPS,
-    width: float | None = None,
-) -> Weights:
-    """Infer the network, check every shape, then load and rename."""
-    theirs = {p: key for p in PARAMETERS if (key := naming.key(p)) is not None}
-    optional = {p for p in theirs if p.endswith("num_batches_tracked")}
-    missing = [key for p, key in theirs.items() if key not in shapes and p not in optional]
-    if missing:
-        needed = len(theirs) - len(optional)
-        raise CheckpointError(
-            f"{name}: {len(missing)} of the {needed} variables of an I3D network are missing, "
-            f"{missing[0]} first: not an I3D checkpoint, or one without its moving averages"
-        )
-    scales: dict[str, str] = {}
-    for p in theirs:
-        if p.endswith("bn.bias"):
-            key = naming.key(f"{p.removesuffix('bias')}weight")
-            if key is not None and key in shapes:
-                scales[key] = p
-    _refuse_unknown(naming, set(shapes) - set(theirs.values()) - set(scales), theirs, name)
+# --- from their arrays to our weights -------------------------------------------------------------
 
-    found = {p: _our_shape(naming, p, shapes[key]) for p, key in theirs.items() if key in shapes}
-    stream, num_classes, inferred_width = _infer(found, name)
-    width = inferred_width if width is None else width
-    for p, expected in _expected(stream, num_classes, width).items():
-        if p in found and found[p] != expected:
+
+def assemble(
+    arrays: Arrays, *, bn_eps: float = BATCH_NORM_EPS, width: float | None = None
+) -> Weights:
+    """Infer the network, check every shape, then load and rename.
+
+    Args:
+        arrays: of the file.
+        bn_eps: BatchNorm's epsilon.
+        width: where it is known; otherwise inferred from the shapes.
+
+    Raises:
+        CheckpointError: damaged or another network.
+        I3DError: no network has that epsilon or width.
+    """
+    name, keys = arrays.name, _match_keys(arrays)
+    shapes = {p: arrays.shapes[key] for p, key in keys.items()}
+    stream, num_classes, inferred_width = _infer_network(shapes, name)
+    config = NetworkConfig(
+        *(stream, num_classes, KNOWN_LISTS.get(num_classes)),
+        width=inferred_width if width is None else width,
+        bn_eps=bn_eps,
+        source=arrays.origin,
+    )
+    for p, expected in _list_shapes(config).items():
+        if shapes.get(p, expected) != expected:
             raise CheckpointError(
-                f"{name}: {theirs[p]} has shape {shapes[theirs[p]]}, which does not fit "
-                f"{expected} (out, in, time, height, width) of an I3D network of width {width:g}"
+                f"{name}: {keys[p]} has shape {shapes[p]}, which does not fit {expected} "
+                f"(out, in, time, height, width) of an I3D network of width {config.width:g}"
             )
-    ours = {key: p for p, key in theirs.items() if key in shapes}
-    tensors: dict[str, torch.Tensor] = {}
-    gammas: dict[str, torch.Tensor] = {}
-    for key, array in load(set(ours) | set(scales)):
-        if key in scales:
-            gammas[scales[key]] = torch.from_numpy(np.array(array, np.float64))
-        else:
-            tensors[ours[key]] = _our_tensor(naming, ours[key], array, found[ours[key]], name)
+    ours = {key: p for p, key in keys.items()}
+    tensors = {
+        ours[key]: _to_tensor(array, shapes[ours[key]], ours[key], f"{name}: {key}")
+        for key, array in arrays.load(set(ours))
+    }
     for p in PARAMETERS:
         if p.endswith("num_batches_tracked"):
             tensors.setdefault(p, torch.tensor(0))
-    for p, gamma in gammas.items():
-        _absorb_scale(tensors, p.removesuffix(".bn.bias"), gamma)
-    for p in PARAMETERS:
-        if p.endswith("running_var") and not bool((tensors[p] + bn_eps > 0).all()):
-            raise CheckpointError(f"{name}: {theirs[p]} holds a negative variance")
-    config = {
-        "stream": stream,
-        "num_classes": num_classes,
-        "classes": classes if classes is not None else KNOWN_LISTS.get(num_classes),
-        "width": width,
-        "bn_eps": bn_eps,
-        "source": source,
-    }
+        elif p.endswith("bn.bias") and (scale := tensors.pop(_scale_of(p), None)) is not None:
+            _absorb_scale(tensors, p.removesuffix(".bn.bias"), scale)
+        elif p.endswith("running_var") and not bool((tensors[p] + bn_eps > 0).all()):
+            raise CheckpointError(f"{name}: {keys[p]} holds a negative variance")
     return Weights(config, {p: tensors[p] for p in PARAMETERS})
 
 
-def _refuse_unknown(
-    naming: Naming, unknown: set[str], theirs: Mapping[str, str], name: str
-) -> None:
-    """A parameter of the network that we would drop (a bias, a scale) means other numbers."""
-    if naming is TENSORFLOW:
-        # Optimizer slots and shadows contain the variable's name: VARIABLE/Momentum.
-        slots = tuple(f"{key}/" for key in theirs.values())
-        blocks = (*(f"{row}/" for row, _ in TABLE), "Logits/")
-        unknown = {n for n in unknown if n.startswith(blocks) and not n.startswith(slots)}
+def _match_keys(arrays: Arrays) -> dict[str, str]:
+    """Our name -> key of what the file holds of a network, which must be all of it.
+
+    A parameter of theirs that we would drop, such as a bias, means other numbers.
+    """
+    keys = {p: key for p in _WITH_SCALES if (key := arrays.naming.key(p)) is not None}
+    needed = {p: k for p, k in keys.items() if not p.endswith(("num_batches_tracked", "bn.weight"))}
+    missing = [key for key in needed.values() if key not in arrays.shapes]
+    if missing:
+        raise CheckpointError(
+            f"{arrays.name}: {len(missing)} of the {len(needed)} variables of an I3D network are "
+            f"missing, {missing[0]} first: not an I3D checkpoint, or one without its moving "
+            "averages"
+        )
+    unknown = set(arrays.shapes) - set(keys.values())
     if unknown:
         raise CheckpointError(
-            f"{name}: {len(unknown)} unknown variables, {min(unknown)} first: "
-            f"a network that differs from {naming.program}'s I3D"
+            f"{arrays.name}: {len(unknown)} unknown variables, {min(unknown)} first: "
+            f"a network that differs from {arrays.naming.program}'s I3D"
         )
+    return {p: key for p, key in keys.items() if key in arrays.shapes}
 
 
-def _our_shape(naming: Naming, parameter: str, shape: Shape) -> Shape:
-    if parameter.endswith(("conv.weight", "1x1.weight")):
-        # TensorFlow stores [t, h, w, in, out]
-        order = (4, 3, 0, 1, 2) if naming is TENSORFLOW else (0, 1, 2, 3, 4)
-        return tuple(shape[i] for i in order) if len(shape) == 5 else shape
-    if naming is TENSORFLOW and len(shape) == 5 and shape[:4] == (1, 1, 1, 1):
-        return shape[4:]  # the Kinetics-600 bundle stores BatchNorm as [1, 1, 1, 1, C]
-    return shape
-
-
-def _our_tensor(
-    naming: Naming, parameter: str, array: np.ndarray, shape: Shape, name: str
-) -> torch.Tensor:
-    if naming is TENSORFLOW and array.ndim == 5 and len(shape) == 5:
-        array = array.transpose(4, 3, 0, 1, 2)
+def _to_tensor(array: np.ndarray, shape: Shape, parameter: str, where: str) -> torch.Tensor:
+    """Float32; scales, which are multiplied in, float64; counters int64."""
     if parameter.endswith("num_batches_tracked"):
         return torch.tensor(int(array))
-    tensor = torch.from_numpy(np.array(array, np.float32, order="C").reshape(shape))
+    dtype = np.float64 if parameter.endswith("bn.weight") else np.float32
+    tensor = torch.from_numpy(np.array(array, dtype, order="C").reshape(shape))
     if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{name}: {naming.key(parameter)} holds values that are not finite")
+        raise CheckpointError(f"{where} holds values that are not finite")
     return tensor
 
 
@@ -466,7 +348,7 @@ def _absorb_scale(tensors: dict[str, torch.Tensor], unit: str, gamma: torch.Tens
     tensors[f"{unit}.bn.running_mean"] = (mean.double() * gamma).float()
 
 
-def _infer(shapes: Mapping[str, Shape], name: str) -> tuple[Stream, int, float]:
+def _infer_network(shapes: Mapping[str, Shape], name: str) -> tuple[Stream, int, float]:
     """Stream, number of classes and width of the network that has these shapes."""
     first, logits = shapes["Conv3d_1a_7x7.conv.weight"], shapes["Logits.Conv3d_0c_1x1.weight"]
     if len(first) != 5 or len(logits) != 5:
@@ -509,7 +391,7 @@ def write_npz(weights: Weights, file: IO[bytes]) -> None:
         key = CHAINER.key(parameter)
         assert key is not None
         if parameter.endswith("running_var"):
-            shift = weights.config.get("bn_eps", BATCH_NORM_EPS) - BATCH_NORM_EPS
+            shift = weights.config.bn_eps - BATCH_NORM_EPS
             tensor = (tensor.double() + shift).float()
         if parameter.endswith("num_batches_tracked"):
             tensor = torch.zeros_like(tensor)  # the original's converter wrote 0

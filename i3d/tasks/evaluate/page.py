@@ -2,24 +2,20 @@
 
 The numbers are made here and laid out in ``templates/evaluation_page.html.jinja``. Class names,
 video keys and reasons are other people's text: the template escapes all of it, none of it gets into
-the script, and the page's policy lets nothing run or load but its own script and style, by hash.
+the script, and the page's policy lets nothing run but its own (`i3d.report.page`).
 """
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from string import ascii_lowercase
 from typing import Any
 
-import cv2
 import numpy as np
-from markupsafe import Markup
 
 from i3d import files
-from i3d.data.shards.pictures import encode_rgb
 from i3d.metrics import Proportion, ReliabilityBin, proportion
-from i3d.report.page import environment, percent, policy_hash, source
+from i3d.report.page import Picture, embed_picture, percent, write_html
 from i3d.tasks.evaluate.published import Published
 from i3d.tasks.evaluate.result import LABELS, Confusion, Evaluation, Mistake
 
@@ -45,28 +41,19 @@ def write_page(
     """Write an evaluation as a self-contained page, atomically.
 
     Args:
-        evaluation: what is shown.
+        evaluation: result that is shown.
         location: path or URL of the ``.html`` file.
         thumbnails: video key -> a frame, uint8 (H, W, 3) RGB of any size, for the
             ``MISTAKES_SHOWN`` surest mistakes. It may lack any of them; the page says so.
     """
-    # `replace`: a class name of a JSON file can hold half a surrogate pair, which has no UTF-8
-    files.write(location, _render(evaluation, thumbnails).encode("utf-8", "replace"))
-
-
-def _render(evaluation: Evaluation, thumbnails: Mapping[str, np.ndarray]) -> str:
-    templates = environment("i3d.tasks.evaluate")
-    templates.filters |= {"interval": _interval, "counted": _counted}
-    style = source("i3d.tasks.evaluate", "evaluation_page.css")
-    script = source("i3d.tasks.evaluate", "evaluation_page.js")
-    return templates.get_template("evaluation_page.html.jinja").render(
+    write_html(
+        location,
+        "i3d.tasks.evaluate",
+        "evaluation_page",
+        filters={"interval": _interval, "counted": _counted},
         evaluation=evaluation,
         about=evaluation.predictions.about,
         labels=LABELS,
-        style=Markup(style),
-        style_hash=policy_hash(style),
-        script=Markup(script),
-        script_hash=policy_hash(script),
         **_accuracy(evaluation),
         **_calibration(evaluation),
         **_confusions(evaluation),
@@ -154,9 +141,9 @@ class _Curve:
 
     Attributes:
         row: ``rgb``, ``flow`` or ``two_stream``.
-        mean_confidence: over all videos, in 0..1.
-        most_videos: of any bin; the height of the histogram.
-        points: in the order of the bins.
+        mean_confidence: 0..1, over all videos.
+        most_videos: videos of the fullest bin, which is as high as the histogram.
+        points: bins that have videos, in their order.
     """
 
     row: str
@@ -224,8 +211,8 @@ class _ConfusedClass:
     """A row of the heat map.
 
     Attributes:
-        name: of the true class.
-        videos: of the true class.
+        name: true class.
+        videos: number of its videos.
         cells: (videos, shade, whether they are right) for every class of the map; the shade counts
             from 1, and is 0 for no video.
         elsewhere: videos that were taken for classes outside the map.
@@ -284,7 +271,7 @@ def confused_classes(confusion: np.ndarray, count: int) -> list[int]:
 
     Args:
         confusion: int (K, K), rows are the true classes.
-        count: of classes, at most; at least 2.
+        count: most classes, at least 2.
     """
     both = np.triu(confusion + confusion.T, k=1)  # (K, K); each pair once
     chosen: list[int] = []
@@ -350,20 +337,9 @@ def _mistakes(evaluation: Evaluation, thumbnails: Mapping[str, np.ndarray]) -> d
     }
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """A thumbnail; its size is in pixels."""
-
-    uri: str
-    width: int
-    height: int
-
-
-def _thumbnail(frame: np.ndarray) -> _Picture:
-    """A frame, uint8 (H, W, 3) RGB, as JPEG in a data URI; never enlarged."""
+def _thumbnail(frame: np.ndarray) -> Picture:
+    """A frame, uint8 (H, W, 3) RGB, made to fit and never enlarged."""
     height, width = frame.shape[:2]
     scale = min(THUMBNAIL_WIDTH / width, THUMBNAIL_HEIGHT / height, 1.0)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    jpeg = encode_rgb(small, quality=THUMBNAIL_QUALITY)
-    return _Picture(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}", *size)
+    return embed_picture(frame, quality=THUMBNAIL_QUALITY, size=size)

@@ -9,8 +9,8 @@ def plot_curve(result: Result, output: files.Location) -> None:
     """Draw the curve to a ``.png``, atomically: over 1 / N, in which the bias is nearly a line.
 
     Args:
-        result: with points.
-        output: path or URL.
+        result: distance with the points of its curve.
+        output: path or URL of the picture.
     """
     points = result.points
     places = [1 / p.count for p in points]

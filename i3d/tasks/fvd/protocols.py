@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 from i3d.errors import UsageError
-from i3d.models.i3d import BATCH_NORM_EPS
+from i3d.models.format import BATCH_NORM_EPS
 from i3d.presets import MIN_FRAMES
 from i3d.tasks.fvd.options import Divisor, Endpoint, Fit, Resize
 from i3d.tasks.options import check_choice

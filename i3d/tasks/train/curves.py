@@ -15,8 +15,8 @@ def plot_curves(
     """Draw the curves to a ``.png``, atomically.
 
     Args:
-        history: what the run logged.
-        output: path or URL.
+        history: figures that the run logged.
+        output: path or URL of the picture.
         steps_per_epoch: steps, of which the axis counts epochs.
         title: text above the picture.
     """

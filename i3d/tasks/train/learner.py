@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from i3d.clips import scale_pixels
 from i3d.data.reading.random_clips import keep_masks
-from i3d.models.foreign.readers import Weights
+from i3d.models.format import Weights
 from i3d.models.memory import reuse_freed_memory
 from i3d.parallel.world import PATIENCE
 from i3d.tasks.network import AUTOCAST

@@ -13,9 +13,9 @@ from i3d import files
 from i3d.console import Bar
 from i3d.data.reading.random_clips import load_batches
 from i3d.errors import I3DError
-from i3d.models.checkpoints import write_safetensors
-from i3d.models.foreign.readers import Weights
+from i3d.models.format import Weights, write_safetensors
 from i3d.parallel.world import Group
+from i3d.records import plain
 from i3d.tasks.train.interrupts import Stop, others_may_die
 from i3d.tasks.train.learner import Gradients, Learner
 from i3d.tasks.train.plan import Plan
@@ -250,7 +250,7 @@ class Loop:
         return {
             "settings": self.plan.settings,
             "division": self.plan.division,
-            "config": json.loads(json.dumps(learner.network.config)),
+            "config": plain(learner.network.config),
             "new_head": learner.new_head,
             "network": learner.network.state_dict(),
             "average": None if learner.average is None else learner.average.tensors,

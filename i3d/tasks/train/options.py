@@ -144,7 +144,8 @@ class Options:
 
     def _check_network(self) -> None:
         """What only the network knows; to import it takes a second."""
-        from i3d.models.i3d import MAX_WIDTH, TABLE
+        from i3d.models.format import MAX_WIDTH
+        from i3d.models.i3d import TABLE
 
         self._above_0("width", MAX_WIDTH)
         endpoints = [name for name, _ in TABLE]

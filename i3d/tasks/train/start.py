@@ -62,15 +62,14 @@ def initial_network(
     if init.startswith(INFLATE):
         name = init.removeprefix(INFLATE)
         weights = inflate(name, stream=data.stream)
-        weights.config["preset"] = data.preset.name
         keep, why = _fitting_head(build(weights), data, name)
     else:
         name = init
         weights = read_weights(resolve(init, progress=progress))
         keep, why = _known_head(build(weights), data, name)
-    config = {k: weights.config[k] for k in ("width", "bn_eps")}
-    origin = weights.config.get("source") or name
-    network = I3D(**fresh, **config, source=f"i3d train on {on} from {origin}")
+    width, bn_eps, origin = weights.config.width, weights.config.bn_eps, weights.config.source
+    source = f"i3d train on {on} from {origin or name}"
+    network = I3D(**fresh, width=width, bn_eps=bn_eps, source=source)
     kept = {k: t for k, t in weights.tensors.items() if keep or not k.startswith("Logits.")}
     network.load_state_dict(kept, strict=keep)
     return Start(network, not keep, (why,))

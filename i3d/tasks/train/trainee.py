@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from i3d.models.foreign.readers import Weights
+from i3d.models.format import Weights
 from i3d.models.i3d import I3D, TABLE
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from i3d.models.checkpoints import build
-from i3d.models.foreign.readers import Weights
+from i3d.models.format import Weights
 from i3d.tasks.evaluate.logits import evaluate
 from i3d.tasks.evaluate.options import Options
 from i3d.tasks.train.plan import Plan

@@ -178,8 +178,8 @@ def test_flow_takes_the_gray_response(file):
 def test_the_full_network_and_its_classifier(file):
     state = googlenet(width=1.0, classes=1000)
     weights = inflate(file(state))
-    assert weights.config["num_classes"] == 1000 and weights.config["width"] == 1
-    assert weights.config["bn_eps"] == 1e-3 and weights.config["classes"] is None
+    assert weights.config.num_classes == 1000 and weights.config.width == 1
+    assert weights.config.bn_eps == 1e-3 and weights.config.classes is None
     first = weights.tensors["Conv3d_1a_7x7.conv.weight"]
     assert first.shape == (64, 3, 7, 7, 7)
     scaled = state["conv1.conv.weight"] * state["conv1.bn.weight"].view(-1, 1, 1, 1)
@@ -251,4 +251,4 @@ def test_urls_are_read_too(file):
 
     with fsspec.open("memory://inflate/googlenet.safetensors", "wb") as f:
         f.write(file(googlenet()).read_bytes())
-    assert inflate("memory://inflate/googlenet.safetensors").config["num_classes"] == 5
+    assert inflate("memory://inflate/googlenet.safetensors").config.num_classes == 5

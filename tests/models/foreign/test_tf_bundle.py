@@ -13,7 +13,8 @@ from support.golden import shared
 
 from i3d.errors import CheckpointError
 from i3d.models.foreign import tf_bundle as bundle
-from i3d.models.foreign.readers import PARAMETERS, TENSORFLOW
+from i3d.models.foreign.names import TENSORFLOW
+from i3d.models.foreign.readers import PARAMETERS
 from i3d.models.foreign.tf_bundle import open_bundle, parse_index
 
 RELEASED = {

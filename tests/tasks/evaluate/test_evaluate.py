@@ -24,20 +24,21 @@ from support.videos import noise_images, write_video
 
 import i3d
 from i3d.cli import main
-from i3d.clips import Views
-from i3d.data.shards import format as shard_format
 from i3d.data.shards import open_dataset
+from i3d.data.videos import VideoSet
 from i3d.errors import CheckpointError, DatasetError, I3DError, UsageError
 from i3d.parallel.world import World
 from i3d.tasks.evaluate import logits as task
-from i3d.tasks.evaluate.logits import Options, evaluate
+from i3d.tasks.evaluate.logits import evaluate
+from i3d.tasks.evaluate.options import Options
 from i3d.tasks.evaluate.predictions import read_predictions
-from i3d.tasks.network import find_batch_size, forward
-from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
+from i3d.tasks.network import Batcher, compute
+from i3d.tasks.precompute.options import Settings, Work
+from i3d.tasks.precompute.writing import precompute
 
 PRESET = "kinetics-i3d-48"
 CLASSES = ("archery", "bowling", "clapping")
-FAST = Options(views=Views(frames=16), workers=0, device="cpu")
+FAST = Options(frames=16, workers=0, device="cpu")
 # Logits of other batches, processes and thread counts; measured: 1.7e-7 of ±0.23.
 NOISE = 2e-6
 
@@ -59,7 +60,9 @@ def shards(videos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     settings = Settings(short_side=48, clips_per_shard=3)
     with pytest.warns(UserWarning, match="sorted list of these folders"):
-        precompute(VideoSet(videos, classes="folders"), folder, settings=settings, workers=2)
+        precompute(
+            VideoSet(videos, classes="folders"), folder, settings=settings, work=Work(workers=2)
+        )
     dataset = open_dataset(folder)
     record = dataset.index(1).samples[0]
     tar = folder / "shard-00001.tar"
@@ -214,7 +217,7 @@ def test_batch_size_changes_noise_alone(shards, checkpoints, reference, batch_si
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_views_are_averaged(videos, shards, checkpoints, batch_size):
     """Three clips of three crops by slicing, through `predict`'s own functions."""
-    options = replace(FAST, views=Views(12, clips=3, crops=3), batch_size=batch_size)
+    options = replace(FAST, frames=12, clips=3, crops=3, batch_size=batch_size)
     found = evaluate(shards, {"rgb": checkpoints["rgb"]}, options=options).evaluation.predictions
     model = i3d.load(checkpoints["rgb"])
     for video, logits in zip(found.videos, found.logits["rgb"], strict=True):
@@ -246,7 +249,7 @@ def test_predict_gives_the_same_logits(videos, checkpoints):
     """One video, both commands: the default clip is looped to 250 frames."""
     path = videos / "bowling" / "4.mp4"
     prediction = i3d.predict(path, checkpoints=list(checkpoints.values()), top_k=3, device="cpu")
-    options = replace(FAST, views=Views())
+    options = replace(FAST, frames=250)
     with pytest.warns(UserWarning):
         result = evaluate(VideoSet(videos, classes="folders"), checkpoints, options=options)
     table = result.evaluation.predictions
@@ -314,13 +317,13 @@ import pathlib, sys, time
 from i3d.data.reading import clips as loader
 from i3d.tasks.evaluate import logits as evaluate
 evaluate.PART_SECONDS = {part_seconds}
-read = loader.ShardSource.read
-def stuck_at_the_last(self, i, *arguments):
+read = loader.ShardClips.read
+def stuck_at_the_last(self, i, **how):
     if i == len(self.keys) - 1:
         pathlib.Path({marker!r}).touch()
         time.sleep(1000)
-    return read(self, i, *arguments)
-loader.ShardSource.read = stuck_at_the_last
+    return read(self, i, **how)
+loader.ShardClips.read = stuck_at_the_last
 from i3d.cli import main
 main(sys.argv[1:])
 """
@@ -508,14 +511,17 @@ def test_missing_streams_shards_and_labels(videos, shards, checkpoints, tmp_path
     rgb_only = tmp_path / "rgb-only"
     settings = Settings(short_side=48, clips_per_shard=3, flow=False)
     with pytest.warns(UserWarning):
-        precompute(VideoSet(videos, classes="folders"), rgb_only, settings=settings, workers=1)
+        precompute(
+            VideoSet(videos, classes="folders"), rgb_only, settings=settings, work=Work(workers=1)
+        )
     with pytest.raises(UsageError, match="made without flow"):
         evaluate(rgb_only, checkpoints, options=FAST)
     (rgb_only / "shard-00001.json").unlink()
     rgb = {"rgb": checkpoints["rgb"]}
     with pytest.raises(DatasetError, match=r"1 of 3 shards are not complete.*--partial"):
         evaluate(rgb_only, rgb, options=FAST)
-    result = evaluate(rgb_only, rgb, options=replace(FAST, partial=True)).evaluation
+    some = VideoSet(rgb_only, partial=True)
+    result = evaluate(some, rgb, options=FAST).evaluation
     about = result.predictions.about
     assert about.found == 7 == len(result.predictions) + len(about.skipped)
     assert sum("shard is missing" in s.reason for s in about.skipped) == 3
@@ -548,26 +554,32 @@ def test_strict_fails_over_skipped_videos(shards, checkpoints, capsys):
 def test_too_large_a_batch_is_halved(shards, checkpoints, reference, monkeypatch):
     sizes = []
 
-    def small_memory(model, clips, precision):
+    def small_memory(model, clips, *how):
         if len(clips) > 2:
             raise torch.cuda.OutOfMemoryError("out of memory")
         sizes.append(len(clips))
-        return forward(model, clips, precision)
+        return compute(model, clips, *how)
 
-    monkeypatch.setattr("i3d.tasks.network.forward", small_memory)
+    monkeypatch.setattr("i3d.tasks.network.compute", small_memory)
     result = evaluate(shards, checkpoints, options=replace(FAST, batch_size=5)).evaluation
     assert max(sizes) == 2 and result.cost.batch_size == 2
     close(reference.predictions, result.predictions)
     monkeypatch.setattr(
-        "i3d.tasks.network.forward",
+        "i3d.tasks.network.compute",
         lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("out of memory")),
     )
     with pytest.raises(I3DError, match="one clip of 16 frames does not fit"):
         evaluate(shards, checkpoints, options=replace(FAST, batch_size=1))
 
 
-def test_auto_batch_on_a_cpu_is_one():
-    assert find_batch_size(small_model().fold(), frames=16, crop=42, precision="fp32") == 1
+@pytest.mark.parametrize(
+    ("device", "frames", "asked", "size"),
+    [("cpu", 16, None, 1), ("cuda:0", 64, None, 8), ("cuda:0", 1000, None, 1), ("cpu", 16, 3, 3)],
+)
+def test_batch_size_is_a_constant(device, frames, asked, size):
+    """Not timed: runs would differ from day to day."""
+    options = Options(batch_size=asked)
+    assert Batcher(lambda clips: clips, options, device=device, frames=frames).batch_size == size
 
 
 # --- Kinetics -------------------------------------------------------------------------------------
@@ -603,7 +615,7 @@ def test_real_clips_and_a_tensorflow_checkpoint(tmp_path, bundle_folder):
     folder = tmp_path / "shards"
     precompute(VideoSet(root, classes="kinetics400"), folder, settings=Settings(flow=False))
     prefix = bundle_folder("rgb400") / "model.ckpt"
-    options = Options(views=Views(frames=64), workers=1, device="cpu")
+    options = Options(frames=64, workers=1, device="cpu")
     result = evaluate(folder, {"rgb": prefix}, options=options).evaluation
     model = i3d.load(prefix)
     table = result.predictions
@@ -614,7 +626,6 @@ def test_real_clips_and_a_tensorflow_checkpoint(tmp_path, bundle_folder):
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
 
 
-def test_manifest_name_is_what_tells_shards_from_videos(tmp_path, checkpoints):
-    assert shard_format.MANIFEST_FILE == task.MANIFEST_FILE
+def test_a_missing_dataset_is_said(tmp_path, checkpoints):
     with pytest.raises(DatasetError):
         evaluate(tmp_path / "nothing", checkpoints, options=FAST)

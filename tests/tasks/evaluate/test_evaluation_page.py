@@ -1,13 +1,10 @@
 """The page of an evaluation, read back with a parser: its numbers, its text, and what it lacks."""
 
-import base64
-import hashlib
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
-from support.html import read
+from support.html import decode_picture, inline_hash, policy, read
 
 from i3d.classes import class_list
 from i3d.data.shards import Failure
@@ -231,12 +228,7 @@ def test_thumbnails_are_small_jpegs(page, kinetics):
     frames = pictures(kinetics, *sizes)
     section = page(kinetics, thumbnails=frames).one(id="mistakes")
     images = [i.attributes for i in section.all("img")]
-    decoded = []
-    for image in images:
-        kind, data = image["src"].split(",")
-        assert kind == "data:image/jpeg;base64"
-        jpeg = np.frombuffer(base64.b64decode(data, validate=True), np.uint8)
-        decoded.append(cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+    decoded = [decode_picture(image["src"]) for image in images]
     # 160 wide, 240 high at most, never enlarged
     assert [d.shape[:2] for d in decoded] == [(120, 160), (240, 135), (240, 12), (60, 80)]
     assert [(int(i["height"]), int(i["width"])) for i in images] == [d.shape[:2] for d in decoded]
@@ -248,9 +240,8 @@ def test_thumbnails_keep_their_colours(page, kinetics):
     video = kinetics.surest_mistakes(1)[0].video
     red = np.full((90, 160, 3), (200, 30, 40), np.uint8)
     source = page(kinetics, thumbnails={video: red}).one("img").attributes["src"]
-    jpeg = np.frombuffer(base64.b64decode(source.split(",")[1]), np.uint8)
-    blue_green_red = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[45, 80]
-    assert np.abs(blue_green_red.astype(int) - (40, 30, 200)).max() <= 3  # measured 1
+    color = decode_picture(source)[45, 80]
+    assert np.abs(color.astype(int) - (200, 30, 40)).max() <= 3  # measured 1
 
 
 def test_mistakes_without_pictures_say_so(page, kinetics):
@@ -338,17 +329,10 @@ def test_nothing_is_outside_the_page(page, kinetics, hostile):
 
 def test_policy_lets_only_the_own_style_and_script_run(page, hostile):
     tree = page(hostile)
-    (policy,) = tree.all("meta", **{"http-equiv": "Content-Security-Policy"})
-    rules = dict(rule.split() for rule in policy.attributes["content"].split("; "))
-
-    def quoted_hash(tag):
-        digest = hashlib.sha256(tree.one(tag).children[0].encode()).digest()
-        return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-    assert rules == {
+    assert policy(tree) == {
         "default-src": "'none'",
-        "style-src": quoted_hash("style"),
-        "script-src": quoted_hash("script"),
+        "style-src": inline_hash(tree, "style"),
+        "script-src": inline_hash(tree, "script"),
         "img-src": "data:",
         "base-uri": "'none'",
         "form-action": "'none'",

@@ -11,16 +11,15 @@ import pytest
 
 from i3d.data.shards import Failure
 from i3d.errors import DatasetError, UsageError
+from i3d.tasks.evaluate.parts import Part, Parts
 from i3d.tasks.evaluate.predictions import (
     About,
-    Part,
-    Parts,
     Predictions,
-    UsedCheckpoint,
     fuse,
     read_predictions,
     write_predictions,
 )
+from i3d.tasks.network import UsedCheckpoint
 
 CLASSES = ("abseiling", 'say "cheese", please', "日本")
 
@@ -196,7 +195,7 @@ def test_parts_of_all_ranks_are_read_and_removed(tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"frames": 64}, "frames was 250 and is 64"),
+        ({"frames": 64}, "frames: 250, now 64"),
         ({"precision": "bf16"}, "precision"),
         ({"checkpoints": {"rgb": UsedCheckpoint("rgb.npz", "", "0" * 64)}}, "weights_sha256"),
     ],

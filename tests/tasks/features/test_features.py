@@ -26,11 +26,15 @@ from support.videos import noise_images, write_video
 import i3d
 from i3d.cli import main
 from i3d.data.shards import open_dataset
+from i3d.data.videos import VideoSet
 from i3d.errors import CheckpointError, DatasetError, UsageError
 from i3d.parallel.world import World
-from i3d.tasks.features.extraction import Options, activations, extract
+from i3d.tasks.features.extraction import extract
 from i3d.tasks.features.files import MAX_NAME_BYTES, file_names
-from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
+from i3d.tasks.features.options import Options
+from i3d.tasks.network import compute
+from i3d.tasks.precompute.options import Settings, Work
+from i3d.tasks.precompute.writing import precompute
 
 PRESET = "kinetics-i3d-48"  # short side 48, crop 42
 FAST = Options(window="16", step="8", workers=0, device="cpu")
@@ -155,7 +159,7 @@ def test_files_hold_the_original_graphs_numbers(golden_video, bundle_folder, tmp
 
 def test_flow_has_the_original_graphs_numbers(bundle_folder):
     g = golden("flow400", "flow16a")
-    rows = activations(i3d.load(bundle_folder("flow400")), g.clip, "Mixed_5c")
+    rows = compute(i3d.load(bundle_folder("flow400")), g.clip, "Mixed_5c").numpy()
     flat = rows.transpose(0, 2, 3, 4, 1).reshape(-1)[g.outputs["Mixed_5c/flat"]]
     np.testing.assert_allclose(flat, g.outputs["Mixed_5c/values"], atol=2e-4)  # as in test_i3d
 
@@ -262,7 +266,7 @@ def shards(videos, tmp_path_factory):
     (root / "broken.mp4").write_bytes(b"no video")
     folder = tmp_path_factory.mktemp("shards")
     settings = Settings(short_side=48, clips_per_shard=3, max_seconds=0)
-    precompute(VideoSet(root, layout="flat"), folder, settings=settings, workers=2)
+    precompute(VideoSet(root, layout="flat"), folder, settings=settings, work=Work(workers=2))
     return root, folder
 
 
@@ -438,7 +442,7 @@ def test_one_file_holds_what_the_folder_holds(videos, checkpoints, tmp_path, suf
     target.unlink()
     extract(tmp_path / "clips", target, checkpoints, options=options)
     assert target.read_bytes() == before
-    with pytest.raises(UsageError, match="window_frames was 16 and is 20"):
+    with pytest.raises(UsageError, match="window_frames: 16, now 20"):
         extract(tmp_path / "clips", target, checkpoints, options=replace(options, window="20"))
 
 
@@ -495,13 +499,28 @@ def test_torchrun_gives_the_same_bytes(videos, checkpoints, tmp_path, output):
 
 
 def test_every_video_belongs_to_one_process(videos, checkpoints, reference, tmp_path):
-    """Three processes, one after the other: the last one finishes."""
-    outcomes = [
-        extract(videos, tmp_path / "out", checkpoints, options=FAST, world=World(rank, 3, 3))
-        for rank in range(3)
-    ]
-    assert [o.found for o in outcomes] == [o.done for o in outcomes] == [1, 1, 1]
-    assert [o.complete for o in outcomes] == [False, False, True]
+    """Three processes, one after the other: the last one finishes, and the first speaks for all."""
+
+    def run_rank(rank, patience_seconds=60.0):
+        return extract(
+            videos,
+            tmp_path / "out",
+            checkpoints,
+            options=FAST,
+            world=World(rank, 3, 3),
+            patience_seconds=patience_seconds,
+        )
+
+    early = run_rank(0, patience_seconds=0.1)  # the others have not begun
+    assert (early.found, early.done, early.complete) == (3, 1, False)
+    others = [run_rank(rank) for rank in (1, 2)]
+    assert [o.found for o in others] == [o.done for o in others] == [1, 1]
+    assert [o.complete for o in others] == [False, True]
+    (tmp_path / "out" / "a.b.npz").unlink()
+    whole = run_rank(0)
+    assert (whole.found, whole.done, whole.already, whole.complete) == (3, 3, 2, True)
+    with np.load(reference / "a.b.npz") as z:
+        assert (whole.rows, whole.frames) == (len(z["rgb"]), json.loads(str(z["about"]))["frames"])
     for name, data in contents(reference).items():
         if name.endswith(".npz"):
             one, other = read(tmp_path / "out" / name), read(reference / name)
@@ -562,11 +581,11 @@ def test_killed_and_run_again(videos, checkpoints, tmp_path, output, sent, run):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"window": "20"}, "window_frames was 16 and is 20"),
-        ({"step": "0.1s"}, "step_frames was 8.0 and is 2.5"),
-        ({"endpoint": "steps"}, 'endpoint was "clip" and is "steps"'),
-        ({"short": "error"}, 'short was "loop" and is "error"'),
-        ({"format": "npy"}, 'container was "npz" and is "npy"'),
+        ({"window": "20"}, "window_frames: 16, now 20"),
+        ({"step": "0.1s"}, "step_frames: 8.0, now 2.5"),
+        ({"endpoint": "steps"}, 'endpoint: "clip", now "steps"'),
+        ({"short": "error"}, 'short: "loop", now "error"'),
+        ({"format": "npy"}, 'container: "npz", now "npy"'),
     ],
 )
 def test_other_settings_are_refused(videos, checkpoints, reference, changed, words):
@@ -578,7 +597,7 @@ def test_other_settings_are_refused(videos, checkpoints, reference, changed, wor
 
 def test_other_weights_are_refused(videos, checkpoints, reference, tmp_path):
     i3d.save(small_model(9, stream="rgb", num_classes=3, preset=PRESET), tmp_path / "x.safetensors")
-    with pytest.raises(UsageError, match="weights were"):
+    with pytest.raises(UsageError, match=r"checkpoints: .*rgb"):
         extract(videos, reference, [tmp_path / "x.safetensors", checkpoints[1]], options=FAST)
     # The same weights under another name are the same.
     (tmp_path / "renamed.safetensors").symlink_to(checkpoints[0])

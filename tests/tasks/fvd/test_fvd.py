@@ -28,26 +28,31 @@ from support.videos import write_video
 
 import i3d
 from i3d.cli import main
+from i3d.data.arrays import open_arrays
+from i3d.data.videos import VideoSet
 from i3d.errors import CheckpointError, DatasetError, I3DError, UsageError
 from i3d.models.checkpoints import fingerprint, read_weights
 from i3d.models.i3d import Unit3D
 from i3d.records import SEAL
-from i3d.tasks.fvd.metric import FewVideosWarning, Options, fvd, save_set
-from i3d.tasks.fvd.protocols import PROTOCOLS, changed
-from i3d.tasks.fvd.videos import opened, protocol_clip, resize_bilinear
-from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
+from i3d.tasks.fvd.metric import FewVideosWarning
+from i3d.tasks.fvd.pixels import protocol_clip, resize_bilinear
+from i3d.tasks.fvd.protocols import PROTOCOLS, change_protocol
+from i3d.tasks.fvd.sets import fvd, save_set
+from i3d.tasks.options import ComputeOptions
+from i3d.tasks.precompute.options import Settings
+from i3d.tasks.precompute.writing import precompute
 
 sys.path.insert(0, str(REFERENCE))
 from resize_bilinear import OUT, SHAPES, pattern
 
 CLASSES = ("archery", "bowling", "clapping")
-FAST = Options(workers=0, device="cpu")
+FAST = ComputeOptions(workers=0, device="cpu")
 # float32 in the network against float64; not measured closer than this
 NOISE = 5e-4
 # other batches, processes and formats of the same pixels; measured for batches: 1.8e-7
 SAME = 1e-5
 
-SMALL = changed("google-2018", {"size": 64})  # a twelfth of the work
+SMALL = change_protocol("google-2018", {"size": 64})  # a twelfth of the work
 
 pytestmark = pytest.mark.filterwarnings("ignore::i3d.tasks.fvd.metric.FewVideosWarning")
 
@@ -163,7 +168,7 @@ def independent_clip(frames, resize, fit, size):
 def test_clips_are_the_formulas(shape, resize, fit):
     """49 x (224 / 49) is over 224 in floats: VideoGPT resizes to 225 and crops."""
     frames = videos(1, 5, frames=2, height=shape[0], width=shape[1])[0]
-    protocol = changed("videogpt", {"resize": resize, "fit": fit})
+    protocol = change_protocol("videogpt", {"resize": resize, "fit": fit})
     ours = protocol_clip(frames, protocol)
     assert ours.shape == (2, 224, 224, 3) and ours.dtype == np.float32
     theirs = independent_clip(frames, resize, fit, 224)
@@ -182,8 +187,7 @@ def parsed(line):
 
 def independent_fvd(settings, real, fake):
     """From the settings of a line alone: PyTorch in float64, NumPy's covariance and eigenvalues."""
-    weights = read_weights(settings["weights"])
-    weights.config["bn_eps"] = float(settings["bn_eps"])
+    weights = read_weights(settings["weights"]).with_config(bn_eps=float(settings["bn_eps"]))
     assert fingerprint(weights) == settings["sha256"]
     model = i3d.load(settings["weights"], trainable=True).double().eval()
     for module in model.modules():
@@ -291,7 +295,7 @@ def test_the_name_tells_every_departure(reference, checkpoint, monkeypatch):
     assert reference.name == f"google-2018, unverified weights {digest[:12]}, size=64"
     other = replace(
         reference,
-        protocol=changed("stylegan-v", {"frames": 32, "endpoint": "features"}),
+        protocol=change_protocol("stylegan-v", {"frames": 32, "endpoint": "features"}),
         precision="bf16",
         fake=replace(reference.fake, origin="shards-kinetics-i3d"),
         weights=replace(reference.weights, source="deepmind/kinetics-i3d@0667e88 rgb_imagenet"),
@@ -353,7 +357,7 @@ def test_any_batches_and_merges_give_the_same(sets, checkpoint, reference, batch
     whole.reset()
     whole.merge(other)
     assert whole.compute() == other.compute()
-    changed_one = i3d.FrechetVideoDistance(checkpoint, changed(SMALL, {"frames": 10}))
+    changed_one = i3d.FrechetVideoDistance(checkpoint, change_protocol(SMALL, {"frames": 10}))
     with pytest.raises(UsageError, match="another frames"):
         whole.merge(changed_one)
 
@@ -415,7 +419,7 @@ def test_what_are_no_videos_is_refused(checkpoint, array, error, message):
 )
 def test_settings_without_meaning_are_refused(changes, message):
     with pytest.raises(UsageError, match=message):
-        changed("google-2018", changes)
+        change_protocol("google-2018", changes)
 
 
 def test_epsilon_is_the_protocols(checkpoint, tmp_path, capsys):
@@ -730,22 +734,22 @@ def test_hostile_arrays_are_refused(data, message, tmp_path):
 def test_hostile_archives_are_refused(tmp_path):
     path = tmp_path / "x.npz"
     path.write_bytes(b"PK but no archive")
-    with pytest.raises(DatasetError, match="not a readable"), opened(path):
+    with pytest.raises(DatasetError, match="not a readable"), open_arrays(path):
         pass
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(100):
             archive.writestr(f"{i}.npy", b"")
-    with pytest.raises(DatasetError, match="100 arrays"), opened(path):
+    with pytest.raises(DatasetError, match="100 arrays"), open_arrays(path):
         pass
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("../../escape.npy", header("<f4", (4, 2)) + bytes(32))
-    with opened(path) as contents:
+    with open_arrays(path) as contents:
         assert not list(tmp_path.parent.rglob("escape*"))
         assert next(contents.features()).shape == (4, 2)
     data = bytearray(path.read_bytes())
     data[data.index(b"\x93NUMPY"[1:]) if b"NUMPY" in data else 60] ^= 255
     path.write_bytes(data)
-    with pytest.raises(DatasetError), opened(path):
+    with pytest.raises(DatasetError), open_arrays(path):
         pass
 
 

@@ -24,11 +24,14 @@ import i3d
 from i3d.cli import main
 from i3d.clips import quantize_flow
 from i3d.data.shards import open_dataset
+from i3d.data.videos import VideoSet
 from i3d.errors import DatasetError, I3DError, UsageError
 from i3d.parallel.pool import Result
 from i3d.parallel.world import World
-from i3d.tasks.precompute import writing as task
-from i3d.tasks.precompute.writing import Settings, VideoSet, encode_video, precompute
+from i3d.tasks.precompute import encode
+from i3d.tasks.precompute.encode import encode_video
+from i3d.tasks.precompute.options import Settings, Work
+from i3d.tasks.precompute.writing import precompute
 
 SMALL = Settings(short_side=48, clips_per_shard=3)
 
@@ -50,7 +53,7 @@ def run_precompute(videos, output, **options):
     """``options`` of `VideoSet` and `precompute`, over the defaults of these tests."""
     of_set = {f.name for f in dataclasses.fields(VideoSet)}
     dataset = {"classes": "kinetics400"} | {k: v for k, v in options.items() if k in of_set}
-    job = {"settings": SMALL, "workers": 2}
+    job = {"settings": SMALL, "work": Work(workers=options.pop("workers", 2))}
     job |= {k: v for k, v in options.items() if k not in of_set}
     return precompute(VideoSet(videos, **dataset), output, **job)
 
@@ -160,18 +163,31 @@ def test_trimmed_by_the_csv(tmp_path):
 
 
 def test_number_of_workers_does_not_matter(videos, reference, tmp_path):
-    run_precompute(videos, tmp_path / "out", workers=1)
+    run_precompute(videos, tmp_path / "out", work=Work(workers=1))
     assert contents(tmp_path / "out") == contents(reference)
 
 
 def test_processes_share_the_shards(videos, reference, tmp_path):
-    first = run_precompute(videos, tmp_path / "out", world=World(0, 2))
+    output = tmp_path / "out"
+    first = run_precompute(videos, output, world=World(0, 2), patience_seconds=0.0)
     assert (first.made, first.complete) == (2, False)
     with pytest.raises(DatasetError, match="1 of 3 shards are not complete"):
-        open_dataset(tmp_path / "out")
-    second = run_precompute(videos, tmp_path / "out", world=World(1, 2))
-    assert (second.made, second.complete) == (1, True)
-    assert contents(tmp_path / "out") == contents(reference)
+        open_dataset(output)
+    second = run_precompute(videos, output, world=World(1, 2))
+    assert (second.made, second.already, second.complete) == (1, 0, True)
+    assert contents(output) == contents(reference)
+
+
+def test_process_0_reports_for_all(videos, reference, tmp_path):
+    output = tmp_path / "out"
+    other = run_precompute(videos, output, world=World(1, 2))
+    whole = run_precompute(videos, output, world=World(0, 2))
+    assert (other.made, other.complete) == (1, False)
+    alone = run_precompute(videos, tmp_path / "alone")
+    assert (whole.made, whole.already, whole.complete) == (2, 1, True)
+    assert whole.failed == alone.failed
+    for name in ("encoded", "frames", "bytes"):
+        assert getattr(other, name) + getattr(whole, name) == getattr(alone, name) > 0
 
 
 def test_two_processes_at_once(videos, reference, tmp_path):
@@ -181,10 +197,11 @@ def test_two_processes_at_once(videos, reference, tmp_path):
         options = ["--workers", "1", "--json"]
         arguments = command(videos, tmp_path / "out", *options)
         processes.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE))
-    results = [json.loads(p.communicate()[0]) for p in processes]
+    printed = [p.communicate()[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0]
-    assert sum(r["encoded"] for r in results) == 6
-    assert any(r["complete"] for r in results)
+    assert printed[1] == b""  # process 0 speaks for both
+    result = json.loads(printed[0])
+    assert (result["encoded"], result["made"], result["complete"]) == (6, 3, True)
     assert contents(tmp_path / "out") == contents(reference)
 
 
@@ -278,7 +295,7 @@ def dies_over_one_video(video) -> Result:
 
 
 def test_a_killed_worker_costs_its_shard(videos, reference, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(task, "encode_video", dies_over_one_video)
+    monkeypatch.setattr(encode, "encode_video", dies_over_one_video)
     result = run_precompute(videos, tmp_path / "out")
     ((shard, reason),) = result.lost
     assert re.search(r"c\.mp4: its worker was ended by SIGKILL", reason)
@@ -296,7 +313,7 @@ def has_no_room(video) -> Result:
 
 
 def test_full_temporary_folder_is_no_fault_of_the_video(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(task, "encode_video", has_no_room)
+    monkeypatch.setattr(encode, "encode_video", has_no_room)
     with pytest.raises(I3DError, match="TMPDIR"):
         run_precompute(videos, tmp_path / "out")
     assert list(contents(tmp_path / "out")) == ["manifest.json"]
@@ -415,7 +432,7 @@ def test_memory_of_a_worker_on_a_long_video(tmp_path):
     joined = tmp_path / "joined.mp4"
     repeat_packets(path, joined, times=600)
     code = (
-        "import re, sys; from i3d.tasks.precompute import *\n"
+        "import re, sys; from i3d.tasks.precompute.encode import *\n"
         "settings = Settings(flow=sys.argv[2] == 'flow', max_seconds=float(sys.argv[3]))\n"
         "result = encode_video(VideoTask(sys.argv[1], None, None, settings))\n"
         "print(len(result.value.rgb))\n"

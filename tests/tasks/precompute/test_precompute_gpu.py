@@ -14,10 +14,12 @@ from support.paths import TESTS
 from support.videos import noise_images, write_video
 
 from i3d.data.shards import open_dataset
+from i3d.data.videos import VideoSet
 from i3d.errors import UsageError
 from i3d.flow import flow_kernel
-from i3d.tasks.precompute import writing as task
-from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
+from i3d.tasks.precompute import encode, writing
+from i3d.tasks.precompute.options import Settings, Work
+from i3d.tasks.precompute.writing import precompute
 
 SMALL = Settings(short_side=24, clips_per_shard=2)
 
@@ -38,14 +40,14 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    for name in ("check_device", "_of_this_process", "flow_videos"):
-        monkeypatch.setattr(task, name, getattr(task, name))  # put back afterwards
+    monkeypatch.setattr(encode, "flow_videos", encode.flow_videos)  # put back afterwards
+    monkeypatch.setattr(writing, "choose_flow_device", writing.choose_flow_device)
     gpu_stand_in.install()
 
 
 def run(videos, output, device="cuda", workers=2):
     dataset = VideoSet(videos, classes="kinetics400")
-    return precompute(dataset, output, settings=SMALL, workers=workers, device=device)
+    return precompute(dataset, output, settings=SMALL, work=Work(workers, device))
 
 
 def contents(folder):
@@ -91,12 +93,12 @@ def dies_over_one_video(results, *, device):
 
 
 def test_a_dead_gpu_process_costs_one_shard(videos, stand_in, tmp_path, monkeypatch):
-    monkeypatch.setattr(task, "flow_videos", dies_over_one_video)
+    monkeypatch.setattr(encode, "flow_videos", dies_over_one_video)
     result = run(videos, tmp_path / "out")
     ((_, reason),) = result.lost
     assert "b.mp4: its worker was ended by SIGKILL" in reason
     assert not result.complete
-    monkeypatch.setattr(task, "flow_videos", gpu_stand_in.flow_on_cpu)
+    monkeypatch.setattr(encode, "flow_videos", gpu_stand_in.flow_on_cpu)
     assert run(videos, tmp_path / "out").complete
     run(videos, tmp_path / "reference")
     assert contents(tmp_path / "out") == contents(tmp_path / "reference")

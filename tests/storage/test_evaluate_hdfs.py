@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.bundles import small_model
+from support.command import exit_code
 from support.storage import upload
 from support.videos import noise_images, write_video
 
 from i3d import files
-from i3d.cli import main
 from i3d.data.shards import open_dataset
+from i3d.data.videos import VideoSet
 from i3d.models.checkpoints import save
 from i3d.tasks.evaluate.predictions import read_predictions
-from i3d.tasks.precompute.writing import Settings, VideoSet, precompute
+from i3d.tasks.precompute.options import Settings, Work
+from i3d.tasks.precompute.writing import precompute
 
 CLASSES = ("archery", "bowling", "clapping")
 VIDEOS = 20
@@ -27,7 +29,7 @@ TIMES = {"seconds", "videos_per_second"}  # all that may differ between two repo
 
 # The command line, keeping every video's logits at once instead of every minute's.
 EAGER = (
-    "import sys; import i3d.tasks.evaluate as task; from i3d.cli import main\n"
+    "import sys; from i3d.tasks.evaluate import logits as task; from i3d.cli import main\n"
     "task.PART_SECONDS = 0\n"
     "if __name__ == '__main__': main(['evaluate', *sys.argv[1:]])"
 )
@@ -43,7 +45,9 @@ def shards(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("local") / "shards"
     settings = Settings(short_side=64, clips_per_shard=5)
     with pytest.warns(UserWarning, match="sorted list of these folders"):
-        precompute(VideoSet(root, classes="folders"), folder, settings=settings, workers=2)
+        precompute(
+            VideoSet(root, classes="folders"), folder, settings=settings, work=Work(workers=2)
+        )
     return folder
 
 
@@ -120,13 +124,6 @@ def parts_of(predictions) -> list[str]:
     return [name for name in names if name.startswith("part-")]
 
 
-def run(*arguments) -> int:
-    """The exit code of the command line, in this process."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    return caught.value.code
-
-
 S3 = [pytest.param(name, marks=pytest.mark.slow) for name in ("moto", "ceph")]
 HDFS_SLOWLY = pytest.param("hdfs", marks=[pytest.mark.storage, pytest.mark.slow])
 
@@ -164,7 +161,7 @@ def test_what_is_not_there(server, shards, checkpoints, tmp_path, capsys):
         cases.append(([f"{bucket}/shards", *checkpoints], 1, f"{bucket}/shards: no such file"))
     for arguments, code, words in cases:
         start_seconds = time.monotonic()
-        assert run("evaluate", *arguments) == code
+        assert exit_code("evaluate", *arguments) == code
         assert time.monotonic() - start_seconds < 20
         out, errors = capsys.readouterr()
         assert out == ""
@@ -180,7 +177,7 @@ def test_a_wrong_address(shards, checkpoints, capsys):
     elsewhere = ["--predictions", f"{address}/p.parquet", "--frames", "16", "--workers", "0"]
     for arguments in ([f"{address}/shards", *checkpoints], [shards, *checkpoints, *elsewhere]):
         start_seconds = time.monotonic()
-        assert run("evaluate", *arguments) == 1
+        assert exit_code("evaluate", *arguments) == 1
         assert time.monotonic() - start_seconds < 20
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"i3d: {address} does not answer: ")

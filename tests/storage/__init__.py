@@ -1,1 +1,0 @@
-"""Remote input and output against the real servers; `servers.py` starts them."""

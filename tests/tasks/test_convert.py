@@ -1,0 +1,69 @@
+"""Conversion between the formats: the same bytes, and refusals before anything is written."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from support import bundles
+from support.golden import shared
+
+from i3d.errors import UsageError
+from i3d.models.checkpoints import load, read_weights, save
+from i3d.tasks.convert import convert
+
+
+def test_npz_is_the_chainer_programs_file(bundle_folder, tmp_path):
+    theirs = shared("reference", "tensorflow", "rgb400_chainer.npz")
+    keys = json.loads(shared("reference", "chainer_npz_keys.json").read_text())
+    convert(bundle_folder("rgb400"), tmp_path / "ours.npz")
+    with np.load(tmp_path / "ours.npz") as ours, np.load(theirs) as reference:
+        assert set(ours.files) == set(reference.files) == {k["key"] for k in keys}
+        for k in keys:
+            array = ours[k["key"]]
+            assert (array.dtype, list(array.shape)) == (k["dtype"], k["shape"])
+            np.testing.assert_array_equal(array, reference[k["key"]])
+
+
+def test_npz_round_trip_is_exact_and_repeatable(tmp_path):
+    save(bundles.small_model(classes=list("abcdefg"), num_classes=None), tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "b.npz")
+    convert(tmp_path / "b.npz", tmp_path / "c.safetensors", classes=None)
+    a, c = read_weights(tmp_path / "a.safetensors"), read_weights(tmp_path / "c.safetensors")
+    assert all(torch.equal(a.tensors[name], c.tensors[name]) for name in a.tensors)
+    convert(tmp_path / "a.safetensors", tmp_path / "b2.npz")
+    assert (tmp_path / "b.npz").read_bytes() == (tmp_path / "b2.npz").read_bytes()
+
+
+def test_peak_memory_of_the_largest_bundle(bundle_folder, tmp_path):
+    code = (
+        "import re, sys; from i3d.tasks.convert import convert; convert(*sys.argv[1:])\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+    )
+    command = [sys.executable, "-c", code, str(bundle_folder("rgb600"))]
+    done = subprocess.run(
+        [*command, str(tmp_path / "out.safetensors")], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 400 * 1024  # KiB; measured 317 MiB, of which torch alone is 219
+
+
+def test_convert_refuses_what_it_cannot_write(tmp_path):
+    save(bundles.small_model(), tmp_path / "a.safetensors")
+    with pytest.raises(UsageError, match=r"\.h5.*\.safetensors or \.npz"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.h5")
+    with pytest.raises(UsageError, match="7 classes, but kinetics400 has 400"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.npz", classes="kinetics400")
+    with pytest.raises(UsageError, match="bn-eps"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.npz", bn_eps=1e-5)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_convert_keeps_class_names(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join("abcdefg"))
+    prefix = bundles.write(tmp_path / "tf", bundles.tensorflow_variables(bundles.small_model()))
+    result = convert(prefix, tmp_path / "a.safetensors", classes=str(names))
+    assert result.num_classes == 7
+    assert load(tmp_path / "a.safetensors").classes == tuple("abcdefg")
