@@ -348,7 +348,7 @@ def load_batches(
         order: which of them belong to each micro-batch.
         first: number of the first one, see `Order.batch`.
         stop: number of the one before which to stop.
-        frames: of each clip.
+        frames: length of each clip.
         workers: processes that read ahead; 0 reads in this one.
         flip: mirror half of the clips.
         pin: put the pixels into page-locked memory, for CUDA.
@@ -373,11 +373,11 @@ def keep_masks(
     clips are shared between steps, processes and devices.
 
     Args:
-        shape: of one clip's features.
+        shape: size of one clip's features.
         drop: probability of 0.
-        seed: of the run.
-        epoch: from 0.
-        places: of the videos in the plan, int64 (B,).
+        seed: the run's.
+        epoch: its number, from 0.
+        places: int64 (B,), the videos' numbers in the plan.
     """
     import torch
 

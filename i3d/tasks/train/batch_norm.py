@@ -29,7 +29,7 @@ def statistics_momentum(step: int, fixed: float | None = None) -> float:
     """Weight of a batch in the moving statistics at a step (from 0).
 
     Args:
-        step: of the optimizer.
+        step: optimizer steps done before.
         fixed: the user's own; None lets the window grow, see `GROWING_WINDOW`.
     """
     if fixed is not None:

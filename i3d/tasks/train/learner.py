@@ -24,6 +24,7 @@ from i3d.tasks.train.batch_norm import (
     statistics_momentum,
     synchronise,
 )
+from i3d.tasks.train.interrupts import Stop
 from i3d.tasks.train.plan import Plan
 from i3d.tasks.train.start import Start
 from i3d.tasks.train.trainee import (
@@ -147,7 +148,7 @@ class Learner:
     # --- a step -----------------------------------------------------------------------------------
 
     def compute_gradients(
-        self, batches: Iterator[Tensor], *, step: int, learning_rate: float, stop: bool
+        self, batches: Iterator[Tensor], *, step: int, learning_rate: float, stop: Stop
     ) -> Gradients:
         """Take the clips of a step.
 
@@ -155,7 +156,7 @@ class Learner:
             batches: uint8 pixels of the next micro-batches.
             step: steps done before.
             learning_rate: what the update will use.
-            stop: whether this process was asked to stop.
+            stop: says at the end whether this process was asked to stop.
         """
         order, options = self.plan.order, self.plan.options
         set_learning_rate(self.optimizer, learning_rate)
@@ -179,7 +180,7 @@ class Learner:
             float(values.sum()) * order.batch_size,
             float(torch.stack(right).sum()),
             float(bad),
-            float(stop),
+            float(stop.requested),
         )
         return Gradients(
             values, videos, norm, loss_sum, int(right_sum), not bad_sum, bool(stop_sum)

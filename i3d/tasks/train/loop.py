@@ -158,7 +158,7 @@ class Loop:
         plan, order = self.plan, self.plan.order
         rate = plan.recipe.learning_rate * plan.schedule.factor(self.step)
         found = self.learner.compute_gradients(
-            batches, step=self.step, learning_rate=rate, stop=stop.requested
+            batches, step=self.step, learning_rate=rate, stop=stop
         )
         if not found.finite:
             self._refuse(found, rate)

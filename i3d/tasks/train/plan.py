@@ -35,7 +35,7 @@ class Plan:
 
     Attributes:
         run: which run it is.
-        options: as the user gave them.
+        options: what the user gave, before the recipe completes it.
         data: the videos.
         val_seal: seal of the shards to validate on; None without them.
         recipe: the numbers of the recipe, the user's in place of its own.

@@ -37,10 +37,10 @@ def initial_network(
 
     Args:
         init: ``scratch``, a checkpoint's name, path or URL, or ``inflate:`` before the path or URL
-            of a 2D Inception-v1 (:mod:`i3d.models.inflate`).
+            of a 2D Inception-v1 (:mod:`i3d.models.foreign.inflate`).
         data: says stream, classes and preset.
-        width: of a network from scratch; None: 1.
-        seed: of the weights that start from nothing.
+        width: channels of a network from scratch, as a share of the table's; None: 1.
+        seed: what the weights that start from nothing are drawn by.
         progress: draw a progress bar while downloading.
 
     Raises:
