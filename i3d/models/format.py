@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from i3d import files
 from i3d.classes import CLASS_LISTS
 from i3d.errors import CheckpointError, DatasetError, I3DError, UsageError
-from i3d.presets import KINETICS_I3D, STREAM_CHANNELS, Stream, find_preset
+from i3d.presets import STREAM_CHANNELS, Stream, find_preset
 from i3d.records import pick, plain
 
 BATCH_NORM_EPS = 1e-3  # Sonnet's default; ports that use PyTorch's 1e-5 move logits by 4 to 15
@@ -27,7 +27,7 @@ MAX_WIDTH = 4.0  # 800 MB of weights: what a checkpoint from outside can make us
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """What a network is: the arguments of :class:`~i3d.models.i3d.I3D` that a checkpoint keeps.
 
@@ -46,11 +46,11 @@ class NetworkConfig:
 
     stream: Stream
     num_classes: int
-    classes: str | tuple[str, ...] | None
+    classes: tuple[str, ...] | str | None = None
     width: float = 1.0
     bn_eps: float = BATCH_NORM_EPS
-    preset: str = KINETICS_I3D.name
-    source: str = ""
+    preset: str
+    source: str
 
     def __post_init__(self) -> None:
         if self.stream not in get_args(Stream):
@@ -96,11 +96,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file's own metadata say, as far as its tensors' shapes do not say it.
-
-    Attributes:
-        width: as in :class:`NetworkConfig`, like all the others.
-    """
+    """What a file's own metadata say of a :class:`NetworkConfig` that shapes do not."""
 
     width: int | float
     bn_eps: float

@@ -157,15 +157,15 @@ class MixedBlock(nn.Module):
         def unit(inputs: int, outputs: int, kernel: int) -> Unit3D:
             return Unit3D(inputs, outputs, kernel, bn_eps=bn_eps)
 
-        def reduced(channels: tuple[int, int]) -> nn.Sequential:
+        def pair(channels: tuple[int, int]) -> nn.Sequential:
             inner, outputs = channels
             return _sequence(
                 Conv3d_0a_1x1=unit(in_channels, inner, 1), Conv3d_0b_3x3=unit(inner, outputs, 3)
             )
 
         self.Branch_0 = _sequence(Conv3d_0a_1x1=unit(in_channels, row.branch_0, 1))
-        self.Branch_1 = reduced(row.branch_1)
-        self.Branch_2 = reduced(row.branch_2)
+        self.Branch_1 = pair(row.branch_1)
+        self.Branch_2 = pair(row.branch_2)
         self.Branch_3 = _sequence(
             MaxPool3d_0a_3x3=MaxPool((3, 3, 3), (1, 1, 1)),
             Conv3d_0b_1x1=unit(in_channels, row.branch_3, 1),
@@ -240,11 +240,13 @@ class I3D(
         source: str = "",
     ) -> None:
         super().__init__()
-        names = class_list(classes).names if isinstance(classes, str) else classes
-        if names is None and num_classes is None:
+        names = None
+        if classes is not None:
+            names = class_list(classes).names if isinstance(classes, str) else tuple(classes)
+        elif num_classes is None:
             raise I3DError("the number of classes is missing: pass num_classes or classes")
         # A known list travels by its name, another one in full, none as none.
-        self._class_spec = None if names is None else known_name(names) or tuple(names)
+        self._class_spec = None if names is None else known_name(names) or names
         self.stream: Stream = stream
         self.num_classes = len(names or ()) if num_classes is None else num_classes
         self.width = width
@@ -252,7 +254,7 @@ class I3D(
         self.preset = preset
         self.source = source
         config = self.config  # refuses what cannot be
-        self.classes = config.names if names is None else tuple(names)
+        self.classes = config.names if names is None else names
         self.folded = False
 
         def wide(channels: int) -> int:

@@ -42,9 +42,9 @@ class Check:
     Attributes:
         clip: shape (B, C, T, H, W).
         logits_error: largest difference of a logit.
-        largest_logit: in PyTorch, without its sign.
+        largest_logit: magnitude, in PyTorch.
         features_error: largest difference of a feature.
-        largest_feature: in PyTorch, without its sign.
+        largest_feature: magnitude, in PyTorch.
     """
 
     clip: tuple[int, ...]
@@ -100,8 +100,8 @@ def export(
         checkpoint: a name or file, as :func:`i3d.load` takes it.
         output: ``.onnx`` or ``.pt2`` (``torch.export``), path or URL. What was there is replaced,
             once the new file has been found to give PyTorch's numbers.
-        precision: of weights and arithmetic, ``"fp32"`` or ``"fp16"``; input and outputs are
-            float32 in both.
+        precision: ``"fp32"`` or ``"fp16"``, the weights' and the arithmetic's; input and outputs
+            are float32 in both.
 
     Raises:
         UsageError: another suffix or precision; a package is missing.

@@ -9,7 +9,6 @@ model's folder).
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,14 +66,12 @@ class ExportedNetwork:
                 f"--runtime {runtime} needs {error.name or package}: pip install 'i3d[{extra}]'"
             ) from None
         data = _read(self.name)
-        description = _read_description(data, self.name)
-        config = description.config
+        config, self.weights_sha256 = _read_description(data, self.name)
         self.stream: Stream = config.stream
         self.classes = config.names
         self.num_classes = config.num_classes
         self.preset = config.preset
         self.source = config.source
-        self.weights_sha256 = description.weights_sha256
         try:
             self._session: Session = start(data)
         except Exception as error:  # of the runtimes' own classes
@@ -166,37 +163,6 @@ def _first_line(error: Exception) -> str:
 # --- what a file says of itself -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Description:
-    """What an exported file says of itself that a predictor needs.
-
-    Attributes:
-        stream: as in :class:`~i3d.models.format.NetworkConfig`, like all but the last.
-        weights_sha256: :func:`~i3d.models.checkpoints.fingerprint` of the checkpoint.
-
-    Raises:
-        I3DError: no network is like that.
-    """
-
-    stream: Stream
-    num_classes: int
-    preset: str
-    source: str
-    weights_sha256: str
-    classes: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_classes > MAX_CLASSES and self.classes is None:
-            raise I3DError(f"{self.num_classes} unnamed classes; at most {MAX_CLASSES} are read")
-        _ = self.config  # refuses what cannot be
-
-    @property
-    def config(self) -> NetworkConfig:
-        """What the network is, but for what its graph holds."""
-        classes, preset, source = self.classes, self.preset, self.source
-        return NetworkConfig(self.stream, self.num_classes, classes, preset=preset, source=source)
-
-
 def _read(name: str) -> bytes:
     try:
         with files.open_read(name) as f:
@@ -208,7 +174,7 @@ def _read(name: str) -> bytes:
     return data
 
 
-def _read_description(data: bytes, name: str) -> Description:
+def _read_description(data: bytes, name: str) -> tuple[NetworkConfig, str]:
     """Take an ONNX file apart, and check all that we rely on.
 
     Raises:
@@ -253,8 +219,8 @@ def _tensors(message: Any) -> "Iterator[onnx.TensorProto]":
                 yield from _tensors(part)
 
 
-def parse_description(text: str, name: str) -> Description:
-    """What the metadata of an exported file say.
+def parse_description(text: str, name: str) -> tuple[NetworkConfig, str]:
+    """What the metadata of an exported file say: the network, and its checkpoint's fingerprint.
 
     Raises:
         CheckpointError: they are not what ``i3d export`` writes.
@@ -262,12 +228,16 @@ def parse_description(text: str, name: str) -> Description:
     if len(text) > MAX_METADATA_BYTES:
         raise CheckpointError(f"{name}: its metadata have {len(text)} characters; export it again")
     try:
-        description = pick(Description, json.loads(text))
+        document = json.loads(text)
+        config, sha256 = pick(NetworkConfig, document), document.get("weights_sha256")
+        unnamed_are_too_many = config.classes is None and config.num_classes > MAX_CLASSES
+        if isinstance(config.classes, str) or type(sha256) is not str or unnamed_are_too_many:
+            raise I3DError("no file of ours")
     except I3DError:
         raise CheckpointError(
             f"{name}: its metadata are not what i3d writes; export it again"
         ) from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name}: its metadata are not JSON ({error})") from error
-    check_preset(description.preset, name)
-    return description
+    check_preset(config.preset, name)
+    return config, sha256

@@ -28,8 +28,7 @@ from i3d.models.foreign.names import CHAINER, STATE_DICTS, TENSORFLOW, Naming
 from i3d.models.foreign.tf_bundle import open_bundle
 from i3d.models.format import BATCH_NORM_EPS, MAX_WIDTH, NetworkConfig, Weights, read_tensors
 from i3d.models.i3d import I3D, TABLE, Conv
-from i3d.presets import STREAM_CHANNELS, Stream
-from i3d.records import plain
+from i3d.presets import KINETICS_I3D, STREAM_CHANNELS, Stream
 
 MAX_CLASSES = 100_000
 MAX_NPZ_MEMBERS = 2_000
@@ -62,10 +61,10 @@ def _scale_of(offset: str) -> str:
     return f"{offset.removesuffix('bias')}weight"
 
 
-def _list_shapes(config: NetworkConfig) -> dict[str, Shape]:
+def _list_shapes(stream: Stream, num_classes: int, width: float) -> dict[str, Shape]:
     """Parameters of a network in its order, and the scales that others have, without memory."""
     with torch.device("meta"):
-        state = I3D(**plain(config)).state_dict()
+        state = I3D(stream, num_classes, width=width).state_dict()
     shapes: dict[str, Shape] = {}
     for name, tensor in state.items():
         shapes[name] = tuple(tensor.shape)
@@ -75,7 +74,7 @@ def _list_shapes(config: NetworkConfig) -> dict[str, Shape]:
 
 
 # Names do not depend on stream, classes or width.
-_WITH_SCALES: tuple[str, ...] = tuple(_list_shapes(NetworkConfig("rgb", 1, None)))
+_WITH_SCALES: tuple[str, ...] = tuple(_list_shapes("rgb", 1, 1.0))
 PARAMETERS: tuple[str, ...] = tuple(p for p in _WITH_SCALES if not p.endswith("bn.weight"))
 
 
@@ -213,7 +212,7 @@ def read_state_dict(
         location: path or URL.
         bn_eps: BatchNorm's epsilon, which a state dict does not carry: 1e-3 in pytorch-i3d as in
             the original; 1e-5 in the FVD forks of VideoGPT and cd-fvd and in video_features.
-        width: where it is known; otherwise inferred from the shapes.
+        width: inferred from the shapes where it is None.
 
     Raises:
         CheckpointError: missing, damaged, holding more than tensors, or another network.
@@ -267,9 +266,9 @@ def assemble(
     """Infer the network, check every shape, then load and rename.
 
     Args:
-        arrays: of the file.
+        arrays: what the file holds.
         bn_eps: BatchNorm's epsilon.
-        width: where it is known; otherwise inferred from the shapes.
+        width: inferred from the shapes where it is None.
 
     Raises:
         CheckpointError: damaged or another network.
@@ -279,12 +278,15 @@ def assemble(
     shapes = {p: arrays.shapes[key] for p, key in keys.items()}
     stream, num_classes, inferred_width = _infer_network(shapes, name)
     config = NetworkConfig(
-        *(stream, num_classes, KNOWN_LISTS.get(num_classes)),
+        stream=stream,
+        num_classes=num_classes,
+        classes=KNOWN_LISTS.get(num_classes),
         width=inferred_width if width is None else width,
         bn_eps=bn_eps,
+        preset=KINETICS_I3D.name,
         source=arrays.origin,
     )
-    for p, expected in _list_shapes(config).items():
+    for p, expected in _list_shapes(stream, num_classes, config.width).items():
         if shapes.get(p, expected) != expected:
             raise CheckpointError(
                 f"{name}: {keys[p]} has shape {shapes[p]}, which does not fit {expected} "
@@ -351,8 +353,14 @@ def _absorb_scale(tensors: dict[str, torch.Tensor], unit: str, gamma: torch.Tens
 def _infer_network(shapes: Mapping[str, Shape], name: str) -> tuple[Stream, int, float]:
     """Stream, number of classes and width of the network that has these shapes."""
     first, logits = shapes["Conv3d_1a_7x7.conv.weight"], shapes["Logits.Conv3d_0c_1x1.weight"]
-    if len(first) != 5 or len(logits) != 5:
-        raise CheckpointError(f"{name}: convolutions of shape {first} and {logits} are not 3D")
+    single = [
+        (row, paper.out_channels, shapes[f"{row}.conv.weight"])
+        for row, paper in TABLE
+        if isinstance(paper, Conv)
+    ]
+    for row, _, shape in [*single, ("Logits", 0, logits)]:
+        if len(shape) != 5:
+            raise CheckpointError(f"{name}: the filters of {row} are not 3D: shape {shape}")
     streams = {channels: stream for stream, channels in STREAM_CHANNELS.items()}
     if first[1] not in streams:
         raise CheckpointError(
@@ -363,11 +371,9 @@ def _infer_network(shapes: Mapping[str, Shape], name: str) -> tuple[Stream, int,
     # A layer of c channels has round(c * width): each gives bounds, the simplest fraction between
     # all of them is the width.
     low, high = 0.0, MAX_WIDTH
-    for row, paper in TABLE:
-        if isinstance(paper, Conv):
-            out = shapes[f"{row}.conv.weight"][0]
-            low = max(low, (out - 0.5) / paper.out_channels)
-            high = min(high, (out + 0.5) / paper.out_channels)
+    for _, channels, shape in single:
+        low = max(low, (shape[0] - 0.5) / channels)
+        high = min(high, (shape[0] + 0.5) / channels)
     for denominator in range(1, 1025):
         numerator = max(1, math.ceil(low * denominator))
         if numerator <= high * denominator:

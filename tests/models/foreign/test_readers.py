@@ -70,6 +70,7 @@ WRONG_NETWORKS = {
     "4 channels": {"Conv3d_1a_7x7/conv_3d/w": np.zeros((7, 7, 7, 4, 8), "<f4")},
     "no width": {"Conv3d_1a_7x7/conv_3d/w": np.zeros((7, 7, 7, 3, 9), "<f4")},
     "not 3D": {"Conv3d_1a_7x7/conv_3d/w": np.zeros((7, 7, 3, 8), "<f4")},
+    "Conv3d_2b_1x1 are not 3D": {"Conv3d_2b_1x1/conv_3d/w": np.zeros((), "<f4")},
     "not finite": {BETA: np.full(14, np.nan, "<f4")},
     "negative variance": {
         BETA.replace("beta", "moving_variance"): np.full(14, -1, "<f4"),
