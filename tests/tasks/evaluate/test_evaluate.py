@@ -25,7 +25,7 @@ from support.videos import noise_images, write_video
 import i3d
 from i3d.cli import main
 from i3d.clips import Views
-from i3d.data.shards import format as shard_format
+from i3d.data.shards import manifest as shard_manifest
 from i3d.data.shards import open_dataset
 from i3d.errors import CheckpointError, DatasetError, I3DError, UsageError
 from i3d.parallel.world import World
@@ -615,6 +615,6 @@ def test_real_clips_and_a_tensorflow_checkpoint(tmp_path, bundle_folder):
 
 
 def test_manifest_name_is_what_tells_shards_from_videos(tmp_path, checkpoints):
-    assert shard_format.MANIFEST_FILE == task.MANIFEST_FILE
+    assert shard_manifest.MANIFEST_FILE == task.MANIFEST_FILE
     with pytest.raises(DatasetError):
         evaluate(tmp_path / "nothing", checkpoints, options=FAST)
