@@ -1,12 +1,7 @@
 """Datasets of videos as they lie on disk -> videos with their labels."""
 
-from i3d.data.kinetics.read import (
-    VIDEO_SUFFIXES,
-    Dataset,
-    Layout,
-    Video,
-    read_dataset,
-)
+from i3d.data.kinetics.dataset import VIDEO_SUFFIXES, Dataset, Layout, Video
+from i3d.data.kinetics.read import read_dataset
 
 __all__ = [
     "Dataset",

@@ -294,15 +294,9 @@ def read_clip(
     Raises:
         DatasetError: the video is damaged; says which and what to do.
     """
-    cuts: list[Cut] = []
-
-    def choose(info: SampleInfo) -> tuple[int, int]:
-        cut = Cut.draw(info, stream, key, frames=frames, crop=crop, flip=flip)
-        cuts.append(cut)
-        return cut.start, cut.start + frames
-
-    sample = dataset.read_sample(video, streams=(stream,), choose=choose)
-    (cut,) = cuts
+    stored = dataset.find_sample(video, streams=(stream,))
+    cut = Cut.draw(stored.info, stream, key, frames=frames, crop=crop, flip=flip)
+    sample = stored.read(cut.start, cut.start + frames)
     decode = sample.frames if stream == "rgb" else sample.stored_flow
     pixels = decode(
         box=(slice(cut.top, cut.top + crop), slice(cut.left, cut.left + crop)),

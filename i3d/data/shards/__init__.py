@@ -1,29 +1,25 @@
 """Precomputed videos: a folder of tar files, each with its index beside it."""
 
+from i3d.data.shards.folder import complete_shards, finish_folder, shard_failures
 from i3d.data.shards.format import (
-    CLIPS_PER_SHARD,
     FAILURES_FILE,
-    MANIFEST_FILE,
     SUFFIXES,
     Failure,
-    Manifest,
     Pictures,
-    PictureWriter,
-    PlannedSample,
-    Sample,
     SampleInfo,
-    ShardDataset,
     ShardIndex,
-    ShardWriter,
-    complete_shards,
-    finish_folder,
-    open_dataset,
+)
+from i3d.data.shards.manifest import (
+    CLIPS_PER_SHARD,
+    MANIFEST_FILE,
+    Manifest,
+    PlannedSample,
     plan_shards,
     read_manifest,
-    shard_failures,
     write_manifest,
-    write_shard,
 )
+from i3d.data.shards.reader import Sample, ShardDataset, StoredSample, open_dataset
+from i3d.data.shards.writer import PictureWriter, ShardWriter, write_shard
 
 __all__ = [
     "CLIPS_PER_SHARD",
@@ -40,6 +36,7 @@ __all__ = [
     "ShardDataset",
     "ShardIndex",
     "ShardWriter",
+    "StoredSample",
     "complete_shards",
     "finish_folder",
     "open_dataset",
