@@ -18,7 +18,7 @@ import torch
 from i3d.parallel.ahead import read_items
 from i3d.presets import STREAM_CHANNELS, STREAMS, find_preset
 from i3d.tasks.evaluate.logits import evaluate
-from i3d.tasks.evaluate.options import Options
+from i3d.tasks.evaluate.options import EvaluateOptions
 from i3d.tasks.network import compute
 
 
@@ -30,7 +30,7 @@ def measure(args, folder):
         stream: common.trained_like(stream, classes, preset=preset.name).fold()
         for stream in STREAMS
     }
-    options = Options(
+    options = EvaluateOptions(
         frames=args.frames,
         precision=args.precision,
         batch_size=args.batch_size,

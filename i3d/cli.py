@@ -15,11 +15,11 @@ import click
 import i3d
 from i3d.command import CONTEXT, command
 from i3d.data.videos import VideoSet
-from i3d.demo import options as demo_options
+from i3d.demo.options import DemoOptions
 from i3d.errors import I3DError, UsageError
-from i3d.tasks.evaluate import options as evaluate_options
-from i3d.tasks.features import options as features_options
-from i3d.tasks.fvd import options as fvd_options
+from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
+from i3d.tasks.features.options import FeatureCheckpoints, FeatureOptions
+from i3d.tasks.fvd.options import Changes, FvdOutputs, Measure
 from i3d.tasks.options import (
     ComputeOptions,
     ConvertOptions,
@@ -28,9 +28,9 @@ from i3d.tasks.options import (
     PrintOptions,
     StrictOptions,
 )
-from i3d.tasks.precompute import options as precompute_options
-from i3d.tasks.predict import options as predict_options
-from i3d.tasks.train import options as train_options
+from i3d.tasks.precompute.options import PrecomputeOutputs, Settings, Work
+from i3d.tasks.predict.options import PredictOptions
+from i3d.tasks.train.options import RunOptions, TrainOptions
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,9 +68,9 @@ def cli() -> None:
     """I3D action recognition with the original model's numbers."""
 
 
-@command(cli, predict_options.Options, example="i3d predict cricket.mp4 --every 2.56")
+@command(cli, PredictOptions, example="i3d predict cricket.mp4 --every 2.56")
 @click.argument("videos", nargs=-1, required=True, metavar="VIDEO...")
-def predict(options: predict_options.Options, videos: tuple[str, ...]) -> int:
+def predict(options: PredictOptions, videos: tuple[str, ...]) -> int:
     """Say what happens in each VIDEO (a path or URL)."""
     from i3d.tasks.predict.predictor import run
 
@@ -143,9 +143,9 @@ def checkpoints_path(name: str) -> None:
 @command(
     cli,
     VideoSet,
-    precompute_options.Settings,
-    precompute_options.Work,
-    precompute_options.Outputs,
+    Settings,
+    Work,
+    PrecomputeOutputs,
     omit=["partial"],
     example="i3d precompute k400/val shards/val --classes kinetics400",
 )
@@ -153,9 +153,9 @@ def checkpoints_path(name: str) -> None:
 @click.argument("output", required=False)
 def precompute(
     video_set: partial[VideoSet],
-    settings: precompute_options.Settings,
-    work: precompute_options.Work,
-    outputs: precompute_options.Outputs,
+    settings: Settings,
+    work: Work,
+    outputs: PrecomputeOutputs,
     videos: str,
     output: str | None,
 ) -> int:
@@ -172,17 +172,17 @@ def precompute(
 @command(
     cli,
     VideoSet,
-    evaluate_options.Options,
-    evaluate_options.Checkpoints,
-    evaluate_options.Outputs,
+    EvaluateOptions,
+    EvaluateCheckpoints,
+    EvaluateOutputs,
     example="i3d evaluate shards/val --rgb-checkpoint rgb_imagenet_kinetics400 --report page.html",
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SHARDS|VIDEOS")
 def evaluate(
     video_set: partial[VideoSet],
-    options: evaluate_options.Options,
-    checkpoints: evaluate_options.Checkpoints,
-    outputs: evaluate_options.Outputs,
+    options: EvaluateOptions,
+    checkpoints: EvaluateCheckpoints,
+    outputs: EvaluateOutputs,
     sources: tuple[str, ...],
 ) -> int:
     """Measure accuracy: of an RGB network, a flow one, or both.
@@ -197,8 +197,8 @@ def evaluate(
 
 @command(
     cli,
-    features_options.Networks,
-    features_options.Options,
+    FeatureCheckpoints,
+    FeatureOptions,
     VideoSet,
     StrictOptions,
     omit=["classes"],
@@ -207,8 +207,8 @@ def evaluate(
 @click.argument("source", metavar="VIDEOS|SHARDS")
 @click.argument("output")
 def features(
-    networks: features_options.Networks,
-    options: features_options.Options,
+    networks: FeatureCheckpoints,
+    options: FeatureOptions,
     video_set: partial[VideoSet],
     outputs: StrictOptions,
     source: str,
@@ -226,18 +226,18 @@ def features(
 
 @command(
     cli,
-    fvd_options.Measure,
-    fvd_options.Changes,
-    fvd_options.Outputs,
+    Measure,
+    Changes,
+    FvdOutputs,
     ComputeOptions,
     example="i3d fvd real fake --protocol stylegan-v --checkpoint i3d.safetensors",
 )
 @click.argument("real")
 @click.argument("fake", required=False)
 def fvd(
-    measure: fvd_options.Measure,
-    changes: fvd_options.Changes,
-    outputs: fvd_options.Outputs,
+    measure: Measure,
+    changes: Changes,
+    outputs: FvdOutputs,
     options: ComputeOptions,
     real: str,
     fake: str | None,
@@ -255,15 +255,15 @@ def fvd(
 
 @command(
     cli,
-    train_options.RunOptions,
-    train_options.Options,
+    RunOptions,
+    TrainOptions,
     PrintOptions,
     example="i3d train shards --stream rgb --val val-shards --recipe finetune --output run",
 )
 @click.argument("shards")
 def train(
-    run_options: train_options.RunOptions,
-    options: train_options.Options,
+    run_options: RunOptions,
+    options: TrainOptions,
     outputs: PrintOptions,
     shards: str,
 ) -> int:
@@ -277,9 +277,9 @@ def train(
     return run(shards, run_options, options, as_json=outputs.as_json)
 
 
-@command(cli, demo_options.Options, example="i3d demo demo-output")
+@command(cli, DemoOptions, example="i3d demo demo-output")
 @click.argument("output", default="i3d-demo", type=click.Path(file_okay=False, path_type=Path))
-def demo(options: demo_options.Options, output: Path) -> None:
+def demo(options: DemoOptions, output: Path) -> None:
     """Run the whole system on videos that it renders itself.
 
     All that is made goes into the folder OUTPUT (default: i3d-demo).

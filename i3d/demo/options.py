@@ -10,7 +10,7 @@ PER_CLASS = 4
 
 
 @dataclass(frozen=True)
-class Options:
+class DemoOptions:
     """What is rendered.
 
     Attributes:

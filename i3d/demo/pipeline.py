@@ -18,7 +18,7 @@ from i3d.console import json_text
 from i3d.data.videos import VideoSet
 from i3d.demo.actions import ACTIONS
 from i3d.demo.folder import Folder, open_folder
-from i3d.demo.options import PER_CLASS, SEED, Options
+from i3d.demo.options import PER_CLASS, SEED, DemoOptions
 from i3d.demo.page import write_index
 from i3d.demo.render import render_dataset
 from i3d.demo.result import Demo, Step
@@ -27,9 +27,9 @@ from i3d.errors import I3DError
 from i3d.parallel.process import count_cores
 from i3d.parallel.world import World
 from i3d.presets import STREAMS
-from i3d.tasks.evaluate import options as evaluate_options
 from i3d.tasks.evaluate import page as evaluation_page
 from i3d.tasks.evaluate.logits import evaluate
+from i3d.tasks.evaluate.options import EvaluateOptions
 from i3d.tasks.evaluate.result import Evaluation
 from i3d.tasks.precompute.options import Settings, Work
 from i3d.tasks.precompute.writing import precompute
@@ -66,7 +66,7 @@ def run(
         CheckpointError: a checkpoint is missing, or is for other classes.
         I3DError: a stage fails.
     """
-    Options(seed=seed, per_class=per_class, workers=workers)  # checks them
+    DemoOptions(seed=seed, per_class=per_class, workers=workers)  # checks them
     workers = workers or count_cores(World())
     networks = NETWORKS if checkpoints is None else Path(checkpoints)
     folder = open_folder(Path(output), seed=seed, per_class=per_class, checkpoints=networks)
@@ -186,7 +186,7 @@ def _evaluate(folder: Folder, journal: _Journal) -> Evaluation:
         evaluated = evaluate(
             folder.shards,
             networks,
-            options=evaluate_options.Options(frames=EVALUATED_FRAMES),
+            options=EvaluateOptions(frames=EVALUATED_FRAMES),
             thumbnails=evaluation_page.MISTAKES_SHOWN,
             world=World(),
             progress=True,

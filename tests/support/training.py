@@ -26,7 +26,7 @@ from i3d.data.shards import (
     write_shard,
 )
 from i3d.data.shards.pictures import encode_flow, encode_rgb
-from i3d.tasks.train import Options
+from i3d.tasks.train import TrainOptions
 from i3d.tasks.train.state import read_state
 
 PRESET = "kinetics-i3d-48"
@@ -34,7 +34,7 @@ CROP = 42
 HEIGHT, WIDTH = 48, 60
 CLASSES = ("archery", "bowling", "clapping")
 
-QUICK = Options(
+QUICK = TrainOptions(
     width=0.125,
     frames=16,
     batch_size=4,

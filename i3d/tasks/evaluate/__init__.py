@@ -6,7 +6,7 @@ from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
     from i3d.tasks.evaluate.logits import Evaluated, evaluate
-    from i3d.tasks.evaluate.options import Options
+    from i3d.tasks.evaluate.options import EvaluateOptions
     from i3d.tasks.evaluate.page import write_page
     from i3d.tasks.evaluate.predictions import Predictions, read_predictions, write_predictions
     from i3d.tasks.evaluate.result import Evaluation
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "options": "Options",
+        "options": "EvaluateOptions",
         "logits": "Evaluated evaluate",
         "result": "Evaluation",
         "predictions": "Predictions read_predictions write_predictions",

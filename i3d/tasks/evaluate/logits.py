@@ -33,7 +33,7 @@ from i3d.parallel.ahead import Item, check_shared_memory, read_items
 from i3d.parallel.process import choose_workers, terminated_cleanly
 from i3d.parallel.world import World, connected, world_from_environment
 from i3d.presets import STREAMS, Preset, Stream, find_preset
-from i3d.tasks.evaluate.options import Checkpoints, Options, Outputs
+from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
 from i3d.tasks.evaluate.parts import Part, Parts
 from i3d.tasks.evaluate.predictions import (
     About,
@@ -67,7 +67,7 @@ def evaluate(
     videos: files.Location | VideoSet,
     checkpoints: Mapping[Stream, files.Location | I3D],
     *,
-    options: Options = Options(),
+    options: EvaluateOptions = EvaluateOptions(),
     predictions: files.Location | None = None,
     resume: bool = False,
     thumbnails: int = 0,
@@ -123,7 +123,7 @@ def evaluate(
         parts.refuse()
     earlier = parts.read() if parts is not None and resume else []
     with connected(world) as group, terminated_cleanly():
-        job = _Job(networks, about, source, world.share(len(source.keys)), parts)
+        job = _VideoLogits(networks, about, source, world.share(len(source.keys)), parts)
         job.take(earlier)
         start = time.monotonic()
         title = world.title("evaluate") if progress else None
@@ -157,7 +157,7 @@ def evaluate(
 def _load(
     checkpoints: Mapping[Stream, files.Location | I3D],
     device: str,
-    options: Options,
+    options: EvaluateOptions,
     *,
     progress: bool,
 ) -> dict[Stream, Network]:
@@ -179,7 +179,9 @@ def _load(
     return networks
 
 
-def _describe(contents: Contents, networks: Mapping[Stream, Network], options: Options) -> About:
+def _describe(
+    contents: Contents, networks: Mapping[Stream, Network], options: EvaluateOptions
+) -> About:
     """What is to be evaluated; refuses networks that do not fit the dataset or each other."""
     classes = contents.class_names()
     preset = contents.preset or next(iter(networks.values())).model.preset
@@ -231,7 +233,7 @@ class _StreamLogits:
         done: video's index -> float32 (num_classes,); taken out by the caller.
     """
 
-    def __init__(self, network: Network, options: Options, preset: Preset) -> None:
+    def __init__(self, network: Network, options: EvaluateOptions, preset: Preset) -> None:
         self.network, self.frames, self.crop = network, options.frames, preset.crop
         self.batcher = Batcher(
             network.compute, options, device=network.device, frames=options.frames
@@ -270,7 +272,7 @@ class _StreamLogits:
                     del self._rows[owner], self._views[owner]
 
 
-class _Job:
+class _VideoLogits:
     """This process's videos."""
 
     def __init__(
@@ -302,7 +304,7 @@ class _Job:
                 if i in self.mine:
                     self.logits[i] = {s: values[row] for s, values in part.logits.items()}
 
-    def run(self, options: Options, device: str, workers: int, bar: Bar) -> None:
+    def run(self, options: EvaluateOptions, device: str, workers: int, bar: Bar) -> None:
         """Evaluate them."""
         todo = self.todo
         if not todo:
@@ -414,9 +416,9 @@ def _read_thumbnails(
 
 def run(
     videos: partial[VideoSet],
-    options: Options,
-    checkpoints: Checkpoints,
-    outputs: Outputs,
+    options: EvaluateOptions,
+    checkpoints: EvaluateCheckpoints,
+    outputs: EvaluateOutputs,
     sources: Sequence[str],
 ) -> int:
     """``i3d evaluate``: the exit code, 1 if with strict videos were skipped.

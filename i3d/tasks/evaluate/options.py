@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options(ComputeOptions):
+class EvaluateOptions(ComputeOptions):
     """What the networks see of each video, and how they compute.
 
     Attributes:
@@ -40,7 +40,7 @@ class Options(ComputeOptions):
 
 
 @dataclass(frozen=True)
-class Checkpoints:
+class EvaluateCheckpoints:
     """The networks of the command line.
 
     Attributes:
@@ -53,7 +53,7 @@ class Checkpoints:
 
 
 @dataclass(frozen=True)
-class Outputs(StrictOptions):
+class EvaluateOutputs(StrictOptions):
     """What is written, and where.
 
     Attributes:

@@ -6,12 +6,12 @@ from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
     from i3d.tasks.features.extraction import Extracted, extract
-    from i3d.tasks.features.options import Options
+    from i3d.tasks.features.options import FeatureOptions
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "options": "Options",
+        "options": "FeatureOptions",
         "extraction": "Extracted extract",
     },
 )

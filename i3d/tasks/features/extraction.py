@@ -42,7 +42,7 @@ from i3d.tasks.features.files import (
     VideoAbout,
 )
 from i3d.tasks.features.merged import merge, output_format, read_merged
-from i3d.tasks.features.options import Networks, Options
+from i3d.tasks.features.options import FeatureCheckpoints, FeatureOptions
 from i3d.tasks.features.windows import VideoWindows
 from i3d.tasks.network import Network, choose_device, load_networks
 from i3d.tasks.options import StrictOptions, check_choice
@@ -108,7 +108,7 @@ def extract(
     output: files.Location,
     checkpoints: Sequence[files.Location],
     *,
-    options: Options = Options(),
+    options: FeatureOptions = FeatureOptions(),
     world: World | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
     progress: bool = False,
@@ -170,7 +170,7 @@ def extract(
     before = folder.done()
     mine = world.turns(len(source.keys))
     todo = [i for i in mine if i not in before]
-    job = _Job(networks, settings, options, source, folder)
+    job = _Extraction(networks, settings, options, source, folder)
     if todo:
         workers, threads = _share_cores(options, device, world, contents, networks, len(todo))
         title = world.title("features") if progress else None
@@ -244,7 +244,7 @@ def _warn_of_missing(contents: Contents, *, progress: bool) -> None:
 
 
 def _describe(
-    contents: Contents, networks: Mapping[Stream, Network], options: Options, container: str
+    contents: Contents, networks: Mapping[Stream, Network], options: FeatureOptions, container: str
 ) -> FeatureSettings:
     """What is to be computed; refuses networks that do not fit the dataset or each other."""
     contents.require(list(networks))
@@ -298,7 +298,7 @@ def _versions(contents: Contents, networks: Mapping[Stream, Network]) -> dict[st
 
 
 def _share_cores(
-    options: Options,
+    options: FeatureOptions,
     device: str,
     world: World,
     contents: Contents,
@@ -318,14 +318,14 @@ def _share_cores(
 # --- the work of one process ----------------------------------------------------------------------
 
 
-class _Job:
+class _Extraction:
     """This process's videos."""
 
     def __init__(
         self,
         networks: Mapping[Stream, Network],
         settings: FeatureSettings,
-        options: Options,
+        options: FeatureOptions,
         source: ChunkSource,
         folder: FeatureFolder,
     ) -> None:
@@ -392,7 +392,11 @@ class _Job:
 
 
 def run(
-    videos: VideoSet, output: str, networks: Networks, options: Options, outputs: StrictOptions
+    videos: VideoSet,
+    output: str,
+    networks: FeatureCheckpoints,
+    options: FeatureOptions,
+    outputs: StrictOptions,
 ) -> int:
     """``i3d features``: the exit code, 1 if with strict videos were skipped."""
     world = world_from_environment()

@@ -44,7 +44,7 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class Options(ComputeOptions):
+class FeatureOptions(ComputeOptions):
     """What to compute, and how; what is "" is filled in from the recipe.
 
     Attributes:
@@ -104,7 +104,7 @@ class Options(ComputeOptions):
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """Networks that the recipe needs."""
+        """FeatureCheckpoints that the recipe needs."""
         return RECIPES[self.recipe or ""].streams
 
     def window_frames(self, fps: int) -> int:
@@ -133,7 +133,7 @@ class Options(ComputeOptions):
 
 
 @dataclass(frozen=True)
-class Networks:
+class FeatureCheckpoints:
     """The networks of the command line.
 
     Attributes:

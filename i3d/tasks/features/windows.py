@@ -17,7 +17,7 @@ import torch
 from i3d.clips import flow_clip, loop_frames, rgb_clip
 from i3d.presets import Stream
 from i3d.tasks.features.files import FeatureSettings, Rows
-from i3d.tasks.features.options import Options
+from i3d.tasks.features.options import FeatureOptions
 from i3d.tasks.network import Batcher, Network
 
 TIME_STRIDE = 8  # frames between time steps of Mixed_5c, two of which a feature averages
@@ -32,7 +32,7 @@ class VideoWindows:
     """
 
     def __init__(
-        self, networks: Mapping[Stream, Network], settings: FeatureSettings, options: Options
+        self, networks: Mapping[Stream, Network], settings: FeatureSettings, options: FeatureOptions
     ) -> None:
         self.settings, self.frames = settings, 0
         self.streams = {
@@ -101,7 +101,9 @@ class _Windows:
         starts: first frame of every window.
     """
 
-    def __init__(self, network: Network, settings: FeatureSettings, options: Options) -> None:
+    def __init__(
+        self, network: Network, settings: FeatureSettings, options: FeatureOptions
+    ) -> None:
         self.network, self.settings = network, settings
         self.window = settings.window_frames
         self.step = options.step_frames(settings.fps)

@@ -69,7 +69,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Outputs(StrictOptions):
+class FvdOutputs(StrictOptions):
     """What else is computed, and what is written.
 
     Attributes:

@@ -30,12 +30,12 @@ from i3d.parallel.ahead import check_shared_memory, read_items
 from i3d.parallel.process import choose_workers, terminated_cleanly
 from i3d.parallel.world import World, connected, world_from_environment
 from i3d.report.plot import check_plot
-from i3d.tasks.fvd.clips import (
+from i3d.tasks.fvd.clip_sets import (
     ClipSet,
     feature_batches,
     given_features,
     is_statistics,
-    open_clips,
+    open_clip_set,
     read_clip,
 )
 from i3d.tasks.fvd.embedder import Embedder
@@ -44,8 +44,8 @@ from i3d.tasks.fvd.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_PROTOCOL,
     Changes,
+    FvdOutputs,
     Measure,
-    Outputs,
 )
 from i3d.tasks.fvd.protocols import Protocol, change_protocol
 from i3d.tasks.fvd.result import Result, Tally, compute_result, describe_tally
@@ -250,7 +250,7 @@ def _measure(
         sides = [_open(name, location, stack) for name, location in locations.items()]
         used = _choose_protocol(sides, protocol, changes)
         clips = {
-            side.name: open_clips(side.contents, used)
+            side.name: open_clip_set(side.contents, used)
             for side in sides
             if side.record is None and side.features is None
         }
@@ -261,7 +261,7 @@ def _measure(
         if save_statistics is not None and sides[0].name not in clips:
             raise UsageError("statistics are saved of the real set's videos; it has none")
         with connected(world) as group, terminated_cleanly():
-            job = _Job(embedder, clips, used, world, keep=keep)
+            job = _SetMoments(embedder, clips, used, world, keep=keep)
             job.run(options, device, progress=progress)
             gathered = group.gather(job.part())
             if not world.first:
@@ -351,7 +351,7 @@ def _collect(
 # --- the work of one process ----------------------------------------------------------------------
 
 
-class _Job:
+class _SetMoments:
     """This process's share of every set."""
 
     def __init__(
@@ -414,7 +414,7 @@ def run(
     measure: Measure,
     changes: Changes,
     options: ComputeOptions,
-    outputs: Outputs,
+    outputs: FvdOutputs,
 ) -> int:
     """``i3d fvd``: the exit code, 1 if with strict videos were skipped."""
     how: dict[str, Any] = {

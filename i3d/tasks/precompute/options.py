@@ -76,7 +76,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Outputs(PrintOptions):
+class PrecomputeOutputs(PrintOptions):
     """What the command does and says.
 
     Attributes:

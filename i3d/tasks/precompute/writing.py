@@ -42,7 +42,7 @@ from i3d.tasks.precompute.encode import (
     open_pool,
     video_task,
 )
-from i3d.tasks.precompute.options import Outputs, Settings, Work
+from i3d.tasks.precompute.options import PrecomputeOutputs, Settings, Work
 from i3d.tasks.precompute.plan import make_manifest
 
 AHEAD = 3  # videos begun per worker beyond the one that is written next
@@ -157,7 +157,7 @@ def precompute(
     mine = world.turns(len(manifest.shards))
     before = set(complete_shards(output, manifest, shards=None if world.first else mine))
     todo = [shard for shard in mine if shard not in before]
-    job = _Job(manifest, {v.key: v for v in chosen}, output, settings, device)
+    job = _ShardMaker(manifest, {v.key: v for v in chosen}, output, settings, device)
     if todo:
         total = sum(len(manifest.shards[shard]) for shard in todo)
         title = world.title("precompute") if progress else None
@@ -221,7 +221,7 @@ def _measure(output: files.Location, manifest: Manifest, shards: list[int]) -> t
     return len(records), frames, sum(record.size for record in records)
 
 
-class _Job:
+class _ShardMaker:
     """This process's shards, one after another, from videos that the workers encode ahead."""
 
     def __init__(
@@ -317,7 +317,7 @@ class _Job:
 
 
 def run(
-    videos: VideoSet, settings: Settings, work: Work, outputs: Outputs, output: str | None
+    videos: VideoSet, settings: Settings, work: Work, outputs: PrecomputeOutputs, output: str | None
 ) -> int:
     """``i3d precompute``: the exit code, 1 if shards were lost or, with strict, videos failed."""
     if outputs.dry_run:

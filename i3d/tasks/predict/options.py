@@ -10,7 +10,7 @@ DEFAULT_CHECKPOINTS = ("rgb_imagenet_kinetics400",)
 
 
 @dataclass(frozen=True)
-class Options(PrintOptions):
+class PredictOptions(PrintOptions):
     """What is looked at, by which networks, and what is shown.
 
     Attributes:

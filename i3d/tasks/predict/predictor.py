@@ -26,7 +26,7 @@ from i3d.parallel.world import World
 from i3d.presets import MIN_FRAMES, Preset, find_preset
 from i3d.report.plot import check_plot
 from i3d.tasks.network import choose_device, compute, open_network
-from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, Options
+from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, PredictOptions
 from i3d.tasks.predict.result import Prediction, Window, top_classes
 from i3d.tasks.predict.timeline import plot_timeline
 from i3d.video import DamagedVideoWarning, Source, VideoReader
@@ -227,7 +227,7 @@ class _Predictions:
         return {"results": self.results}
 
 
-def run(options: Options, videos: Sequence[str]) -> int:
+def run(options: PredictOptions, videos: Sequence[str]) -> int:
     """``i3d predict``: print a prediction for every video; 1 if any failed, else 0."""
     every_seconds = options.every_seconds
     if options.plot is not None:

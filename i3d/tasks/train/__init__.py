@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from i3d.tasks.train.options import Options, RunOptions
+    from i3d.tasks.train.options import RunOptions, TrainOptions
     from i3d.tasks.train.outcome import Trained
     from i3d.tasks.train.run import train
 
@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "run": "train",
-        "options": "Options RunOptions",
+        "options": "TrainOptions RunOptions",
         "outcome": "Trained",
     },
 )

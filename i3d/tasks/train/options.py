@@ -34,7 +34,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainOptions:
     """How to train; None stands for the recipe's number where it has one.
 
     Raises:

@@ -15,7 +15,7 @@ from i3d.parallel.ahead import check_shared_memory
 from i3d.parallel.process import share_cores
 from i3d.parallel.world import World
 from i3d.tasks.network import choose_device
-from i3d.tasks.train.options import Options, RunOptions
+from i3d.tasks.train.options import RunOptions, TrainOptions
 from i3d.tasks.train.recipe import ORIGINAL_CLIPS_PER_STEP, Recipe, Schedule
 
 # PyTorch's gradient of a 3x3x3 filter in bf16 on a CPU is garbage where its input has two time
@@ -47,7 +47,7 @@ class Plan:
     """
 
     run: RunOptions
-    options: Options
+    options: TrainOptions
     data: TrainingSet
     val_seal: str | None
     recipe: Recipe
@@ -90,7 +90,7 @@ class Plan:
         }
 
 
-def make_plan(shards: files.Location, run: RunOptions, options: Options, world: World) -> Plan:
+def make_plan(shards: files.Location, run: RunOptions, options: TrainOptions, world: World) -> Plan:
     """Open the data and settle all numbers.
 
     Raises:
@@ -123,7 +123,7 @@ def make_plan(shards: files.Location, run: RunOptions, options: Options, world: 
     )
 
 
-def _check_precision(options: Options, device: str) -> None:
+def _check_precision(options: TrainOptions, device: str) -> None:
     """Refuse arithmetic that is not there, or wrong."""
     if device != "cpu":
         return

@@ -26,7 +26,7 @@ from i3d.presets import Stream
 from i3d.records import differences, refuse_other_settings
 from i3d.tasks.train.interrupts import stop_requests
 from i3d.tasks.train.loop import Loop
-from i3d.tasks.train.options import SCRATCH, Options, RunOptions
+from i3d.tasks.train.options import SCRATCH, RunOptions, TrainOptions
 from i3d.tasks.train.outcome import Trained
 from i3d.tasks.train.plan import Plan, describe_change, describe_plan, make_plan
 from i3d.tasks.train.start import Start, initial_network
@@ -40,7 +40,7 @@ def train(
     output: files.Location,
     init: str = SCRATCH,
     val: files.Location | None = None,
-    options: Options | None = None,
+    options: TrainOptions | None = None,
     resume: bool = False,
     world: World | None = None,
     progress: bool = False,
@@ -79,7 +79,7 @@ def train(
 
     val = None if val is None else os.fspath(val)
     run = RunOptions(stream, os.fspath(output), init, val, resume)
-    plan = make_plan(shards, run, Options() if options is None else options, world)
+    plan = make_plan(shards, run, TrainOptions() if options is None else options, world)
     if not resume and not _is_empty(run.output):
         raise UsageError(
             f"{run.output} is not empty; --resume goes on with the run in it, or name "
@@ -163,7 +163,7 @@ def _sum_up(loop: Loop) -> Trained:
     )
 
 
-def run(shards: str, run: RunOptions, options: Options, *, as_json: bool) -> int:
+def run(shards: str, run: RunOptions, options: TrainOptions, *, as_json: bool) -> int:
     """``i3d train``: the exit code; 130 after Ctrl-C or SIGTERM, the state saved."""
     result = train(shards, **asdict(run), options=options, progress=True)
     if result is not None:

@@ -5,7 +5,7 @@ import numpy as np
 from i3d.models.checkpoints import build
 from i3d.models.format import Weights
 from i3d.tasks.evaluate.logits import evaluate
-from i3d.tasks.evaluate.options import Options
+from i3d.tasks.evaluate.options import EvaluateOptions
 from i3d.tasks.train.plan import Plan
 from i3d.tasks.train.state import ValidationRow
 
@@ -26,7 +26,7 @@ def validate(plan: Plan, weights: Weights, *, step: int) -> ValidationRow | None
     evaluated = evaluate(
         plan.run.val,
         {stream: build(weights).fold()},
-        options=Options(
+        options=EvaluateOptions(
             frames=plan.options.val_frames or plan.options.frames,
             precision=plan.options.precision,
             batch_size=plan.order.batch_size if plan.device != "cpu" else None,

@@ -30,7 +30,7 @@ from i3d.errors import CheckpointError, DatasetError, I3DError, UsageError
 from i3d.parallel.world import World
 from i3d.tasks.evaluate import logits as task
 from i3d.tasks.evaluate.logits import evaluate
-from i3d.tasks.evaluate.options import Options
+from i3d.tasks.evaluate.options import EvaluateOptions
 from i3d.tasks.evaluate.predictions import read_predictions
 from i3d.tasks.network import Batcher, compute
 from i3d.tasks.precompute.options import Settings, Work
@@ -38,7 +38,7 @@ from i3d.tasks.precompute.writing import precompute
 
 PRESET = "kinetics-i3d-48"
 CLASSES = ("archery", "bowling", "clapping")
-FAST = Options(frames=16, workers=0, device="cpu")
+FAST = EvaluateOptions(frames=16, workers=0, device="cpu")
 # Logits of other batches, processes and thread counts; measured: 1.7e-7 of ±0.23.
 NOISE = 2e-6
 
@@ -578,7 +578,7 @@ def test_too_large_a_batch_is_halved(shards, checkpoints, reference, monkeypatch
 )
 def test_batch_size_is_a_constant(device, frames, asked, size):
     """Not timed: runs would differ from day to day."""
-    options = Options(batch_size=asked)
+    options = EvaluateOptions(batch_size=asked)
     assert Batcher(lambda clips: clips, options, device=device, frames=frames).batch_size == size
 
 
@@ -615,7 +615,7 @@ def test_real_clips_and_a_tensorflow_checkpoint(tmp_path, bundle_folder):
     folder = tmp_path / "shards"
     precompute(VideoSet(root, classes="kinetics400"), folder, settings=Settings(flow=False))
     prefix = bundle_folder("rgb400") / "model.ckpt"
-    options = Options(frames=64, workers=1, device="cpu")
+    options = EvaluateOptions(frames=64, workers=1, device="cpu")
     result = evaluate(folder, {"rgb": prefix}, options=options).evaluation
     model = i3d.load(prefix)
     table = result.predictions

@@ -31,13 +31,13 @@ from i3d.errors import CheckpointError, DatasetError, UsageError
 from i3d.parallel.world import World
 from i3d.tasks.features.extraction import extract
 from i3d.tasks.features.files import MAX_NAME_BYTES, file_names
-from i3d.tasks.features.options import Options
+from i3d.tasks.features.options import FeatureOptions
 from i3d.tasks.network import compute
 from i3d.tasks.precompute.options import Settings, Work
 from i3d.tasks.precompute.writing import precompute
 
 PRESET = "kinetics-i3d-48"  # short side 48, crop 42
-FAST = Options(window="16", step="8", workers=0, device="cpu")
+FAST = FeatureOptions(window="16", step="8", workers=0, device="cpu")
 # Batches of one against batches of several, another order of sums; measured 3.6e-7 of ±1.3.
 NOISE = 3e-6
 LENGTHS = {"a.b": 41, "long #1": 70, "short": 11}

@@ -8,7 +8,7 @@ import pytest
 
 from i3d.cli import train
 from i3d.errors import UsageError
-from i3d.tasks.train import Options, RunOptions
+from i3d.tasks.train import RunOptions, TrainOptions
 from i3d.tasks.train.recipe import Schedule
 
 
@@ -35,18 +35,21 @@ from i3d.tasks.train.recipe import Schedule
 )
 def test_options_without_meaning(wrong, message):
     with pytest.raises(UsageError, match=message):
-        Options(**wrong)
+        TrainOptions(**wrong)
 
 
 def test_numbers_of_the_recipes():
-    original, finetune = Options().complete_recipe(), Options(recipe="finetune").complete_recipe()
+    original, finetune = (
+        TrainOptions().complete_recipe(),
+        TrainOptions(recipe="finetune").complete_recipe(),
+    )
     assert (original.learning_rate, original.weight_decay, original.momentum) == (0.1, 1e-7, 0.9)
     assert original.batch_size * 64 == 384
     assert (finetune.learning_rate, finetune.weight_decay, finetune.momentum) == (1e-4, 0.05, None)
-    assert Options(recipe="finetune", epochs=10).schedule("rgb", steps_per_epoch=20) == Schedule(
-        "finetune", "rgb", 200, 10
-    )
-    changed = Options(learning_rate=0.5, momentum=0.8, weight_decay=0.0).complete_recipe()
+    assert TrainOptions(recipe="finetune", epochs=10).schedule(
+        "rgb", steps_per_epoch=20
+    ) == Schedule("finetune", "rgb", 200, 10)
+    changed = TrainOptions(learning_rate=0.5, momentum=0.8, weight_decay=0.0).complete_recipe()
     assert (changed.learning_rate, changed.momentum, changed.weight_decay) == (0.5, 0.8, 0)
 
 
@@ -60,7 +63,7 @@ def test_the_settings_are_light():
 
 
 def test_every_setting_is_an_option():
-    names = {field.name for cls in (RunOptions, Options) for field in fields(cls)}
+    names = {field.name for cls in (RunOptions, TrainOptions) for field in fields(cls)}
     flags = {flag for option in train.params for flag in (*option.opts, *option.secondary_opts)}
     assert {f"--{name.replace('_', '-')}" for name in names} <= flags
     assert "--no-flip" in flags

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from i3d.tasks.train import Options
+from i3d.tasks.train import TrainOptions
 from i3d.tasks.train.recipe import Schedule
 
 
@@ -23,8 +23,8 @@ def test_the_authors_steps():
         assert flow.factor(step) == factor
     short = Schedule("original", "rgb", 1150, 0)
     assert [short.factor(s) for s in (969, 970, 1079, 1080)] == [1, 0.1, 0.1, 0.01]
-    assert Options().schedule("rgb", steps_per_epoch=10).total_steps == 115_000
-    assert Options().schedule("flow", steps_per_epoch=10).total_steps == 155_000
+    assert TrainOptions().schedule("rgb", steps_per_epoch=10).total_steps == 115_000
+    assert TrainOptions().schedule("flow", steps_per_epoch=10).total_steps == 155_000
 
 
 def test_schedules_are_torchs():

@@ -94,7 +94,7 @@ def read_clip(i: int, *, clips: ClipSet) -> tuple[dict[str, np.ndarray], None]:
     return {"clip": clips.clip(i)}, None
 
 
-def open_clips(contents: Contents, protocol: Protocol) -> ClipSet:
+def open_clip_set(contents: Contents, protocol: Protocol) -> ClipSet:
     """The videos of a location, each cut as the protocol says.
 
     Raises:
