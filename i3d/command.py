@@ -182,7 +182,7 @@ def _option(
     more: dict[str, Any] = {"help": text, "required": described.required}
     if described.metavar:
         more["metavar"] = described.metavar
-    if hint is bool:
+    if bool in (hint, *get_args(hint)):
         if flag.startswith("--no-"):
             more |= {"flag_value": False, "default": True, "type": bool}
         more |= {"is_flag": True, "default": default}

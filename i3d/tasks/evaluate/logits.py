@@ -69,7 +69,7 @@ def evaluate(
     *,
     options: EvaluateOptions = EvaluateOptions(),
     predictions: files.Location | None = None,
-    resume: bool = False,
+    resume: bool | None = None,
     thumbnails: int = 0,
     world: World | None = None,
     progress: bool = False,
@@ -83,7 +83,8 @@ def evaluate(
         options: how.
         predictions: ``.parquet`` or ``.csv`` file for the logits of every video. While it runs, the
             folder ``NAME.parts`` beside it holds what each process has done.
-        resume: go on from those parts, with any number of processes.
+        resume: go on from those parts, with any number of processes; None: where there are some;
+            False: refuse to, where there are some.
         thumbnails: read a picture of so many of the surest mistakes.
         world: this process's part of the work; default: from the launcher's environment.
         progress: draw a progress bar on process 0.
@@ -119,9 +120,9 @@ def evaluate(
     size = clip_bytes(options.views, preset)
     check_shared_memory(size, workers=workers, processes=world.local_size)
     parts = None if predictions is None else Parts(predictions, about, rank=world.rank)
-    if parts is not None and not resume:
+    if parts is not None and resume is False:
         parts.refuse()
-    earlier = parts.read() if parts is not None and resume else []
+    earlier = [] if parts is None else parts.read()
     with connected(world) as group, terminated_cleanly():
         job = _VideoLogits(networks, about, source, world.share(len(source.keys)), parts)
         job.take(earlier)

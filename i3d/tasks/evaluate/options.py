@@ -69,7 +69,12 @@ class EvaluateOutputs(StrictOptions):
     predictions: str | None = option(
         None, "Write every video's logits, and resume from them.", metavar="PARQUET|CSV"
     )
-    resume: bool = option(False, "Go on with an interrupted run's --predictions.")
+    resume: bool | None = option(
+        None,
+        "Go on with an interrupted run's --predictions, or refuse to.",
+        flag="--resume/--no-resume",
+        default_is="go on if there is one",
+    )
     fuse: bool = option(
         False, "Join streams: the arguments are predictions files.", heading="Predictions"
     )

@@ -111,8 +111,8 @@ class Parts:
         """Raise a UsageError if there are parts: another run's work is neither mixed nor lost."""
         if self._names():
             raise UsageError(
-                f"{self.folder} holds an unfinished evaluation; pass --resume to go on with it, or "
-                "delete it to begin again"
+                f"{self.folder} holds an unfinished evaluation; leave --no-resume out to go on "
+                "with it, or delete it to begin again"
             )
 
     def write(self, part: Part) -> None:

@@ -30,7 +30,12 @@ class RunOptions:
         metavar="scratch|CHECKPOINT|inflate:FILE",
     )
     val: str | None = option(None, "Validate on these, of the same classes.", metavar="SHARDS")
-    resume: bool = option(False, "Go on with the run in --output, if there is one.")
+    resume: bool | None = option(
+        None,
+        "Go on with the run in --output, or refuse to.",
+        flag="--resume/--no-resume",
+        default_is="go on if there is one",
+    )
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def train(
     init: str = SCRATCH,
     val: files.Location | None = None,
     options: TrainOptions | None = None,
-    resume: bool = False,
+    resume: bool | None = None,
     world: World | None = None,
     progress: bool = False,
 ) -> Trained | None:
@@ -56,7 +56,8 @@ def train(
             a 2D Inception-v1.
         val: shards to validate on, of the same classes.
         options: how; default: the original recipe.
-        resume: go on from the state in ``output``; where there is none, begin.
+        resume: True goes on from the state in ``output`` and begins where there is none; None
+            begins in an empty folder alone; False never goes on.
         world: this process's part of the work; default: from the launcher's environment.
         progress: draw a progress bar and say what is done, on process 0.
 
@@ -80,12 +81,14 @@ def train(
     val = None if val is None else os.fspath(val)
     run = RunOptions(stream, os.fspath(output), init, val, resume)
     plan = make_plan(shards, run, TrainOptions() if options is None else options, world)
-    if not resume and not _is_empty(run.output):
+    goes_on = resume is not False and has_state(run.output)
+    if not goes_on and not resume and not _is_empty(run.output):
         raise UsageError(
-            f"{run.output} is not empty; --resume goes on with the run in it, or name "
-            "another --output"
+            f"{run.output} is not empty"
+            + (", and --no-resume begins anew" if resume is False else " and holds no run")
+            + "; name another --output"
         )
-    state = read_state(run.output) if resume and has_state(run.output) else None
+    state = read_state(run.output) if goes_on else None
     say(str(plan.data))
     start = _begin(plan, say, progress=progress) if state is None else _go_on(plan, state, say)
     for line in (*start.notes, *describe_plan(plan)):

@@ -177,7 +177,7 @@ def test_parts_of_all_ranks_are_read_and_removed(tmp_path):
         parts = Parts(target, about(), rank=rank)
         parts.write(part())
         parts.write(part())
-    with pytest.raises(UsageError, match=r"p\.parquet\.parts holds an unfinished.*--resume"):
+    with pytest.raises(UsageError, match=r"p\.parquet\.parts holds an unfinished.*--no-resume"):
         Parts(target, about(), rank=0).refuse()
     again = Parts(target, about(), rank=1)
     read = again.read()

@@ -92,7 +92,7 @@ def test_an_interrupt_finishes_the_step_and_saves(
     assert signal.getsignal(sent) == before
     assert read_state(output)["position"] == {"step": 11, "epoch": 3, "step_in_epoch": 2}
     with pytest.raises(SystemExit) as done:
-        main([*arguments, "--resume"])
+        main(arguments)  # the same command goes on
     assert done.value.code == 0
     # save_steps may differ, and is no part of the outcome
     for name in ("log.csv", "validation.csv", "last.safetensors", "best.safetensors"):
@@ -126,8 +126,14 @@ def test_a_kill_before_the_validation_is_over(run, shards, val, tmp_path, monkey
 def test_other_settings_are_not_mixed_in(run, shards, val, tmp_path, capsys):
     _, folder = run(epochs=1)
     kept = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    with pytest.raises(UsageError, match=r"not empty; --resume"):
-        run()
+    with pytest.raises(UsageError, match=r"not empty, and --no-resume"):
+        train(shards, stream="rgb", output=folder, options=QUICK, resume=False)
+    with pytest.raises(UsageError, match="begun with other settings: total_steps"):
+        run()  # without a word it goes on, and these settings are others
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(UsageError, match="not empty and holds no run"):
+        train(shards, stream="rgb", output=tmp_path / "other", options=QUICK)
 
     def again(options, **changes):
         arguments = {"stream": "rgb", "output": folder, "resume": True} | changes
