@@ -40,8 +40,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = [a for a in arguments if a != "--debug"]
     try:
         code = cli.main(arguments, prog_name="i3d", standalone_mode=False)
-    except click.exceptions.Abort:
-        code = 130
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -50,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         click.echo(f"i3d: {_message(error)}", err=True)
         code = 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.exceptions.Abort):  # click turns the one into the other
         click.echo("i3d: interrupted", err=True)
         code = 130  # as shells report SIGINT
     sys.exit(code if isinstance(code, int) else 0)

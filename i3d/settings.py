@@ -6,8 +6,9 @@
         stride: int | None = option(None, "Take every so many frames.", default_is="1")
         flow: bool = option(True, "RGB frames alone.", flag="--no-flow")
 
-So an option is said once: its name, type and default are the field's, its help stands beside them,
-and its check in the dataclass's ``__post_init__``. `i3d.command` makes click's options of it.
+So an option is said once: its name, type and default are the field's, its help, which documents the
+field too, stands beside them, and its check in the dataclass's ``__post_init__``. `i3d.command`
+makes click's options of it.
 """
 
 from dataclasses import MISSING, dataclass, field

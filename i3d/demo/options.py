@@ -11,15 +11,7 @@ PER_CLASS = 4
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What is rendered.
-
-    Attributes:
-        seed: start of all that is random in the videos; the same seed gives the same videos.
-        per_class: videos of each action.
-        workers: processes that render and precompute; None: the cores.
-        videos_only: render to OUTPUT/ACTION/*.mp4, and nothing else.
-        actions: what to render with ``videos_only``; () is the twelve that the networks know.
-    """
+    """What is rendered."""
 
     seed: int = option(SEED, "Seed of the videos; another one gives others.")
     per_class: int = option(PER_CLASS, "Videos of each action.")

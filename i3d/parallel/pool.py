@@ -22,7 +22,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import connection, reduction
+from multiprocessing import connection, reduction, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import IO, Any, Generic, TypeVar
@@ -142,6 +142,8 @@ class WorkerPool(Generic[Task]):
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         saved = {name: os.environ.get(name) for name in self._environment}
         os.environ.update(self._environment)  # numba and OpenMP read them when they are imported
+        # A child of the first spawn's, which unblocks SIGINT in this process when it is started.
+        resource_tracker.ensure_running()
         # Ctrl-C reaches the whole process group, and the parent ends the workers: they inherit
         # that it is blocked, from before their first line of Python.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

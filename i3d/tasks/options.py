@@ -49,22 +49,14 @@ class ComputeOptions:
 
 @dataclass(frozen=True)
 class PrintOptions:
-    """What a command prints.
-
-    Attributes:
-        as_json: JSON and nothing else on standard output.
-    """
+    """What a command prints."""
 
     as_json: bool = option(False, "Print JSON and nothing else.", flag="--json")
 
 
 @dataclass(frozen=True)
 class StrictOptions(PrintOptions):
-    """What a command prints and when it fails.
-
-    Attributes:
-        strict: a video that was skipped is a failure.
-    """
+    """What a command prints and when it fails."""
 
     strict: bool = option(False, "Exit with 1 if any video was skipped.")
 
@@ -89,12 +81,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class ConvertOptions(PrintOptions):
-    """How a checkpoint is converted.
-
-    Attributes:
-        bn_eps: BatchNorm's epsilon of a PyTorch state dict, which does not carry it.
-        classes: ``kinetics400``, ``kinetics600`` or a file of names, to keep with the weights.
-    """
+    """How a checkpoint is converted."""
 
     bn_eps: float | None = option(
         None,
@@ -109,11 +96,7 @@ class ConvertOptions(PrintOptions):
 
 @dataclass(frozen=True)
 class ExportOptions(PrintOptions):
-    """How a network is exported.
-
-    Attributes:
-        precision: arithmetic in the file; input and outputs are float32 in both.
-    """
+    """How a network is exported."""
 
     precision: Literal["fp32", "fp16"] = option(
         "fp32", "Precision of weights and arithmetic; input and outputs are float32."
@@ -122,12 +105,7 @@ class ExportOptions(PrintOptions):
 
 @dataclass(frozen=True)
 class DownloadOptions:
-    """How named checkpoints are fetched.
-
-    Attributes:
-        url: folder of the checkpoints elsewhere: a URL or a local path.
-        force: fetch again what is on disk.
-    """
+    """How named checkpoints are fetched."""
 
     url: str | None = option(None, "Folder of the checkpoints elsewhere: a URL or a local path.")
     force: bool = option(False, "Fetch again what is on disk.")

@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateOptions(ComputeOptions):
-    """What the networks see of each video, and how they compute.
-
-    Attributes:
-        frames: length of each clip.
-        clips: number from each video, spaced evenly from its first frame to its last.
-        crops: number from each clip: 1 (centre), or 3.
-    """
+    """What the networks see of each video, and how they compute."""
 
     frames: int = option(KINETICS_I3D.clip_frames, "Frames of each clip.")
     clips: int = option(1, "Clips of each video, spaced evenly.", heading="Views")
@@ -41,12 +35,7 @@ class EvaluateOptions(ComputeOptions):
 
 @dataclass(frozen=True)
 class EvaluateCheckpoints:
-    """The networks of the command line.
-
-    Attributes:
-        rgb_checkpoint: name, path or URL.
-        flow_checkpoint: name, path or URL.
-    """
+    """The networks of the command line."""
 
     rgb_checkpoint: str | None = option(None, "RGB network.", metavar="NAME|PATH")
     flow_checkpoint: str | None = option(None, "Flow network.", metavar="NAME|PATH")
@@ -54,15 +43,7 @@ class EvaluateCheckpoints:
 
 @dataclass(frozen=True)
 class EvaluateOutputs(StrictOptions):
-    """What is written, and where.
-
-    Attributes:
-        output: JSON file.
-        report: HTML page.
-        predictions: file of every video's logits.
-        resume: go on with an interrupted run's predictions.
-        fuse: the arguments are predictions files, whose streams are joined.
-    """
+    """What is written, and where."""
 
     output: str | None = option(None, "Write the result for machines.", metavar="JSON")
     report: str | None = option(None, "Write the result as a page.", metavar="HTML")

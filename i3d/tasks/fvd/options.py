@@ -18,13 +18,7 @@ HEADING = "Changes to the protocol"
 
 @dataclass(frozen=True)
 class Measure:
-    """Whose distance, and by which network.
-
-    Attributes:
-        protocol: name of one of `i3d.tasks.fvd.protocols.PROTOCOLS`; None is that of saved
-            statistics, else google-2018.
-        checkpoint: name, path or URL.
-    """
+    """Whose distance, and by which network."""
 
     protocol: Literal["google-2018", "stylegan-v", "videogpt"] | None = option(
         None, "Whose FVD.", default_is=f"{DEFAULT_PROTOCOL}, or that of saved statistics"
@@ -38,18 +32,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Changes:
-    """Settings of the protocol that are replaced; None leaves the protocol's.
-
-    Attributes:
-        frames: length of each clip.
-        videos: number in each set.
-        stride: distance between a clip's frames.
-        endpoint: what of the network is compared.
-        resize: grid of the resize.
-        fit: how a picture becomes a square.
-        divisor: of the covariance.
-        bn_eps: BatchNorm's epsilon.
-    """
+    """Settings of the protocol that are replaced; None leaves the protocol's."""
 
     frames: int | None = option(None, "Frames of each clip.", default_is="the protocol's, 16")
     videos: int | None = option(None, "Videos of each set.", default_is="the protocol's")
@@ -70,14 +53,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class FvdOutputs(StrictOptions):
-    """What else is computed, and what is written.
-
-    Attributes:
-        kvd: also the kernel distance.
-        plot: ``.png`` file of how FVD falls with the number of videos.
-        save_statistics: ``.npz`` file of the real set's mean and covariance.
-        output: JSON file.
-    """
+    """What else is computed, and what is written."""
 
     kvd: bool = option(False, "The kernel distance too, which is unbiased.")
     plot: str | None = option(None, "Draw how FVD falls with the number of videos.", metavar="PNG")

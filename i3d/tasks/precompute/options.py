@@ -77,12 +77,7 @@ class Work:
 
 @dataclass(frozen=True)
 class PrecomputeOutputs(PrintOptions):
-    """What the command does and says.
-
-    Attributes:
-        dry_run: print the plan and an estimate, and write nothing.
-        strict: a video that failed is a failure of the job.
-    """
+    """What the command does and says."""
 
     dry_run: bool = option(False, "Print the plan and an estimate; write nothing.")
     strict: bool = option(False, "Exit with 1 if any video failed.")

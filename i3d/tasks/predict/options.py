@@ -11,16 +11,7 @@ DEFAULT_CHECKPOINTS = ("rgb_imagenet_kinetics400",)
 
 @dataclass(frozen=True)
 class PredictOptions(PrintOptions):
-    """What is looked at, by which networks, and what is shown.
-
-    Attributes:
-        checkpoints: names, paths or URLs of networks whose logits are added; () is the default one.
-        top_k: number of classes to show.
-        every_seconds: length of a window, to look along the whole video; None: the first 10 s.
-        plot: image file for the probabilities over time.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        runtime: what runs the network; None: ONNX Runtime for ``.onnx`` files, else PyTorch.
-    """
+    """What is looked at, by which networks, and what is shown."""
 
     checkpoints: tuple[str, ...] = option(
         (),
