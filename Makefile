@@ -25,7 +25,7 @@ demo-train: .venv/ready
 	for set in train val fresh; do $(BIN)/i3d precompute $(TRAINING)/$$set $(TRAINING)/$$set-shards \
 	    --classes folders --short-side 128 || exit 1; done
 	for stream in rgb flow; do $(BIN)/i3d train $(TRAINING)/train-shards --stream $$stream \
-	    --val $(TRAINING)/val-shards --output $(TRAINING)/$$stream --resume --width 0.25 \
+	    --val $(TRAINING)/val-shards --output $(TRAINING)/$$stream --width 0.25 \
 	    --recipe finetune --learning-rate 1e-3 --batch-size 8 --epochs 12 --frames 32 \
 	    --label-smoothing 0.1 --val-every 3 --val-frames 64 --precision bf16 --seed $(SEED) || exit 1; done
 	$(BIN)/i3d evaluate $(TRAINING)/fresh-shards --frames 64 --output $(TRAINING)/fresh.json \
