@@ -1,9 +1,12 @@
 """The launchers' environments."""
 
+import time
+
 import pytest
 
 from i3d.errors import UsageError
-from i3d.parallel.world import World, world_from_environment
+from i3d.parallel import world as world_module
+from i3d.parallel.world import World, await_others, world_from_environment
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,28 @@ def test_shares_of_the_work():
     worlds = [World(rank, 4) for rank in range(4)]
     assert [list(world.turns(6)) for world in worlds] == [[0, 4], [1, 5], [2], [3]]
     assert [list(world.share(6)) for world in worlds] == [[0], [1, 2], [3], [4, 5]]
+
+
+class Bar:
+    """What the bar was told."""
+
+    def __init__(self):
+        self.positions = []
+
+    def update(self, position, *, total=None, note=""):
+        self.positions.append(position)
+
+
+def test_waiting_for_the_others(monkeypatch):
+    monkeypatch.setattr(world_module, "LOOK_SECONDS", 0.001)
+    bar, counts = Bar(), iter([1, 1, 2, 2, 4])
+    assert await_others(lambda: next(counts), 4, patience_seconds=60, bar=bar)
+    assert bar.positions == [1, 1, 2, 2, 4]
+
+
+def test_others_that_do_nothing_are_not_waited_for(monkeypatch):
+    monkeypatch.setattr(world_module, "LOOK_SECONDS", 0.001)
+    counts = iter([1, *[2] * 1000])
+    start = time.monotonic()
+    assert not await_others(lambda: next(counts), 4, patience_seconds=0.05, bar=Bar())
+    assert time.monotonic() - start < 30

@@ -29,6 +29,7 @@ from i3d.errors import DatasetError, I3DError, UsageError
 from i3d.parallel.pool import Result
 from i3d.parallel.world import World
 from i3d.tasks.precompute import encode
+from i3d.tasks.precompute.dry_run import dry_run
 from i3d.tasks.precompute.encode import encode_video
 from i3d.tasks.precompute.options import Settings, Work
 from i3d.tasks.precompute.writing import precompute
@@ -464,3 +465,11 @@ def repeat_packets(source: Path, target: Path, *, times: int) -> None:
                     writer.mux(packet)
                     packet.stream = stream
                     packet.pts, packet.dts = pts, dts
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_dry_run_takes_every_device(videos, device):
+    result = dry_run(VideoSet(videos, classes="kinetics400"), settings=SMALL, work=Work(1, device))
+    assert (result.found, len(result.unreadable), result.workers) == (8, 2, 1)
+    with pytest.raises(UsageError, match="unknown device"):
+        dry_run(VideoSet(videos, classes="kinetics400"), work=Work(device="tpu"))

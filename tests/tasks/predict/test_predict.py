@@ -17,7 +17,9 @@ from support.videos import noise_images, write_video
 import i3d
 from i3d.cli import main
 from i3d.errors import CheckpointError, UsageError, VideoError
+from i3d.flow import optical_flow
 from i3d.models.checkpoints import save
+from i3d.tasks.predict import predictor
 
 CLASSES = [f"action {i}" for i in range(7)]
 
@@ -265,3 +267,21 @@ def test_python_m_i3d_is_the_command():
 def test_real_clips(networks, name, frames):
     prediction = i3d.predict(shared("clips", name), checkpoints=[networks["rgb"]])
     assert (prediction.frames, prediction.seconds) == (frames, frames / 25)
+
+
+def test_flow_takes_the_cores_and_the_device_that_it_may(networks, short_video, monkeypatch):
+    asked = []
+
+    def note(frames, **how):
+        asked.append(how)
+        return optical_flow(frames, threads=how["threads"])
+
+    monkeypatch.setattr(predictor, "optical_flow", note)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    network = i3d.tasks.predict.Predictor([networks["flow"]], device="cpu")
+    network.predict(short_video)
+    assert asked == [{"device": "cpu", "threads": 3}]
+    frames = i3d.read_video(short_video)
+    network.device = "cuda:1"  # there is none here: what is asked for is what counts
+    network._flow_clip(frames, 12)
+    assert asked[1]["device"] == "cuda:1"
