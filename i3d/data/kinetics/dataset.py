@@ -75,7 +75,7 @@ class Dataset:
     """What `read_dataset` found.
 
     Attributes:
-        videos: those with a file, sorted by key.
+        videos: every video that has a file, sorted by key.
         classes: the class list that `Video.index` refers to; None when unlabelled.
         layout: how they lie, see `read_dataset`.
         missing: (key, reason) of every clip that the annotations name and that has no usable file.

@@ -90,7 +90,7 @@ def assemble(
 
     Args:
         inputs: what was read.
-        videos: those with a file.
+        videos: what has a file, in any order.
         labeller: what gave them their classes.
         understood: how many there are and where, in words.
         replaced: number of videos that CVDF's good copies stand in for.

@@ -5,14 +5,13 @@
     ShardChunks  --range reads, JPEG/PNG, only the crop-----+
 
 Each worker reads one video after another; chunks of the workers' videos arrive interleaved, those
-of one video in order. What `loader` is for clips of ten seconds, this is for whole videos: no
+of one video in order. What `clips` is for clips of ten seconds, this is for whole videos: no
 process ever holds more than a few chunks.
 """
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Protocol, Self
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from i3d.clips import center_crop, quantize_flow
 from i3d.data.kinetics import Video
-from i3d.data.shards import PlannedSample, ShardDataset
+from i3d.data.shards import PlannedSample, Sample, ShardDataset
 from i3d.data.videos import Contents
 from i3d.errors import DatasetError, I3DError, VideoError
 from i3d.parallel.ahead import read_ahead
@@ -31,8 +30,8 @@ CHUNK_FRAMES = 32  # 8 MB of both streams at 224 pixels
 READ_FRAMES = 256  # of a shard's sample in one request; those of precompute's 10 s are whole
 
 # Frames read (a number) and stream -> uint8 (t, crop, crop, C), flow as stored; t may differ.
-Pixels = tuple[int, dict[Stream, np.ndarray]]
-Chunks = Generator[Pixels, None, str | None]  # returns what was lost of a damaged video
+Piece = tuple[int, dict[Stream, np.ndarray]]
+Pieces = Generator[Piece, None, str | None]  # returns what was lost of a damaged video
 
 
 class ChunkSource(Protocol):
@@ -40,18 +39,58 @@ class ChunkSource(Protocol):
 
     @property
     def keys(self) -> Sequence[str]:
-        """Of every video of the plan, in its order."""
+        """The key of every video of the plan, in its order."""
 
     @property
     def sources(self) -> Sequence[str]:
-        """Of every video its path below the dataset's folder."""
+        """The path of every video below the dataset's folder."""
 
-    def read(self, i: int, streams: Sequence[Stream], *, threads: int) -> Chunks:
+    def read(self, i: int, streams: Sequence[Stream], *, threads: int) -> Pieces:
         """Read video i from its first frame to its last.
 
         Raises:
             DatasetError, VideoError: the video is at fault.
         """
+
+
+class _Waiting:
+    """The pictures of a video that are no chunk yet, cropped.
+
+    Attributes:
+        frames: number of frames that were read since the last chunk.
+    """
+
+    def __init__(self, streams: Sequence[Stream], preset: Preset) -> None:
+        self.frames = 0
+        self._preset = preset
+        self._pictures: dict[Stream, list[np.ndarray]] = {stream: [] for stream in streams}
+
+    def __bool__(self) -> bool:
+        return bool(self.frames or any(self._pictures.values()))
+
+    def watch(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pass whole frames on, and keep their crops where RGB is wanted."""
+        for frame in frames:
+            self.frames += 1
+            if "rgb" in self._pictures:
+                self._pictures["rgb"].append(center_crop(frame[None], self._preset.crop)[0])
+            yield frame
+
+    def keep_flow(self, flows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pass whole flows on, and keep their crops as they are stored."""
+        bound = self._preset.flow_bound_pixels
+        for flow in flows:
+            cropped = center_crop(flow[None], self._preset.crop)
+            self._pictures["flow"].append(quantize_flow(cropped, bound_pixels=bound)[0])
+            yield flow
+
+    def take(self) -> Piece:
+        """What waits, and nothing waits any more."""
+        arrays = {s: np.stack(pictures) for s, pictures in self._pictures.items() if pictures}
+        piece, self.frames = (self.frames, arrays), 0
+        for pictures in self._pictures.values():
+            pictures.clear()
+        return piece
 
 
 class VideoChunks:
@@ -74,23 +113,13 @@ class VideoChunks:
             for v in self.videos
         )
 
-    def read(self, i: int, streams: Sequence[Stream], *, threads: int) -> Chunks:
+    def read(self, i: int, streams: Sequence[Stream], *, threads: int) -> Pieces:
         """See `ChunkSource`; flow is computed between whole frames, as TV-L1 looks beyond them."""
         from i3d.flow import stream_flow
         from i3d.video import VideoReader
 
         video, preset = self.videos[i], self.preset
-        waiting: dict[Stream, list[np.ndarray]] = {stream: [] for stream in streams}
-        new = 0  # frames since the last chunk
-
-        def flush() -> Pixels:
-            nonlocal new
-            arrays = {s: np.stack(pictures) for s, pictures in waiting.items() if pictures}
-            done, new = (new, arrays), 0
-            for pictures in waiting.values():
-                pictures.clear()
-            return done
-
+        waiting = _Waiting(streams, preset)
         try:
             with VideoReader(
                 video.location,
@@ -99,31 +128,19 @@ class VideoChunks:
                 fps=preset.fps,
                 short_side=preset.short_side,
             ) as reader:
-
-                def frames() -> Iterator[np.ndarray]:
-                    nonlocal new
-                    for frame in reader:
-                        new += 1
-                        if "rgb" in waiting:
-                            waiting["rgb"].append(center_crop(frame[None], preset.crop)[0])
-                        yield frame
-
-                if "flow" in waiting:
-                    bound = preset.flow_bound_pixels
-                    for vectors in stream_flow(frames(), threads=threads):
-                        cropped = center_crop(vectors[None], preset.crop)
-                        waiting["flow"].append(quantize_flow(cropped, bound_pixels=bound)[0])
-                        if new >= CHUNK_FRAMES:
-                            yield flush()
+                frames = waiting.watch(reader)
+                if "flow" in streams:
+                    steps = waiting.keep_flow(stream_flow(frames, threads=threads))
                 else:
-                    for _ in frames():
-                        if new >= CHUNK_FRAMES:
-                            yield flush()
+                    steps = frames
+                for _ in steps:
+                    if waiting.frames >= CHUNK_FRAMES:
+                        yield waiting.take()
                 damage = reader.damage
         except VideoError as error:
             raise VideoError(str(error).replace(video.location, self.sources[i])) from error
-        if new or any(waiting.values()):
-            yield flush()
+        if waiting:
+            yield waiting.take()
         return None if damage is None else damage.replace(video.location, self.sources[i])
 
 
@@ -136,7 +153,7 @@ class ShardChunks:
         self.keys = tuple(sample.key for sample in self._samples)
         self.sources = tuple(sample.location for sample in self._samples)
 
-    def read(self, i: int, streams: Sequence[Stream], *, threads: int) -> Chunks:
+    def read(self, i: int, streams: Sequence[Stream], *, threads: int) -> Pieces:
         """See `ChunkSource`; one request for a sample of ten seconds."""
         folder = os.fspath(self.dataset.folder).rstrip("/") + "/"
         try:
@@ -144,35 +161,36 @@ class ShardChunks:
         except DatasetError as error:
             raise DatasetError(str(error).replace(folder, "")) from error
 
-    def _read(self, key: str, streams: Sequence[Stream]) -> Chunks:
-        manifest, crop = self.dataset.manifest, self.preset.crop
+    def _read(self, key: str, streams: Sequence[Stream]) -> Pieces:
+        manifest = self.dataset.manifest
         longest = float(manifest.parameters.get("max_seconds") or np.inf) * self.preset.fps
-        for start in count(0, READ_FRAMES):
-            if longest <= READ_FRAMES and set(streams) == set(manifest.streams):
-                sample = self.dataset.read_sample(key)
-            else:
-                sample = self.dataset.read_sample(
-                    key, streams=streams, start=start, stop=start + READ_FRAMES
-                )
-            height, width = sample.info.height, sample.info.width
-            if min(height, width) < crop:
-                raise DatasetError(f"{key}: {width}x{height} is smaller than the crop of {crop}")
-            top, left = (height - crop) // 2, (width - crop) // 2
-            box = slice(top, top + crop), slice(left, left + crop)
-            length = len(sample.info.rgb)
-            here = len(sample.rgb or sample.flow or ())
-            for first in range(0, max(here, 1), CHUNK_FRAMES):
-                last = first + CHUNK_FRAMES
-                arrays: dict[Stream, np.ndarray] = {}
-                if sample.rgb:
-                    arrays["rgb"] = sample.frames(first, last, box=box)
-                if sample.flow and first < len(sample.flow):
-                    arrays["flow"] = sample.stored_flow(first, last, box=box)
-                yield 0, {s: a for s, a in arrays.items() if s in streams}
-            if start + here >= length or start + READ_FRAMES >= length:
-                yield length, {}
-                return sample.info.damage
-        raise AssertionError("a sample has an end")
+        if longest <= READ_FRAMES and set(streams) == set(manifest.streams):
+            sample = self.dataset.read_sample(key)
+            info = sample.info
+            yield from self._decode(sample)
+        else:
+            stored = self.dataset.find_sample(key, streams=streams)
+            info = stored.info
+            for start in range(0, len(info.rgb), READ_FRAMES):
+                yield from self._decode(stored.read(start, start + READ_FRAMES))
+        yield len(info.rgb), {}
+        return info.damage
+
+    def _decode(self, sample: Sample) -> Iterator[Piece]:
+        """The pictures that were read of a sample, a chunk at a time; their frames count later."""
+        (height, width), crop = (sample.info.height, sample.info.width), self.preset.crop
+        if min(height, width) < crop:
+            raise DatasetError(f"{sample.key}: {width}x{height} is smaller than the crop of {crop}")
+        top, left = (height - crop) // 2, (width - crop) // 2
+        box = slice(top, top + crop), slice(left, left + crop)
+        for first in range(0, max(len(sample.rgb or sample.flow or ()), 1), CHUNK_FRAMES):
+            last = first + CHUNK_FRAMES
+            arrays: dict[Stream, np.ndarray] = {}
+            if sample.rgb:
+                arrays["rgb"] = sample.frames(first, last, box=box)
+            if sample.flow and first < len(sample.flow):
+                arrays["flow"] = sample.stored_flow(first, last, box=box)
+            yield 0, arrays
 
 
 def open_chunks(contents: Contents, preset: Preset) -> ChunkSource:
@@ -191,11 +209,11 @@ class Chunk:
     """A part of a video as it leaves a worker.
 
     Attributes:
-        video: number in its source.
+        video: number of the video in its source.
         frames: frames of the video that it adds.
         pixels: stream -> uint8 tensor (t, crop, crop, C) in shared memory, pinned for CUDA.
         last: whether the video ends here.
-        damage: with the last, what was lost of it.
+        damage: what was lost of the video; said with the last chunk.
         error: why the video cannot be used; nothing follows.
         fatal: what ends the job, for it is not this video's fault.
     """
@@ -230,11 +248,11 @@ class _Chunks(IterableDataset[Chunk]):
             yield from self._video(i)
 
     def _video(self, i: int) -> Iterator[Chunk]:
-        chunks = self.source.read(i, self.streams, threads=self.threads)
+        pieces = self.source.read(i, self.streams, threads=self.threads)
         try:
             while True:
                 try:
-                    frames, arrays = next(chunks)
+                    frames, arrays = next(pieces)
                 except StopIteration as end:
                     yield Chunk(i, last=True, damage=end.value)
                     return
@@ -258,11 +276,11 @@ def load_chunks(
     """Read whole videos, each once.
 
     Args:
-        source: where they are.
-        indices: which, numbers into the source.
+        source: the videos.
+        indices: numbers of the videos in the source.
         streams: ``"rgb"``, ``"flow"`` or both.
         workers: processes that read ahead, two chunks each; 0 reads in this one.
-        threads: of each worker's flow.
+        threads: number that each worker computes flow with.
         pin: put the pixels into page-locked memory, for CUDA.
 
     Raises:

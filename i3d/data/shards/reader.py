@@ -115,7 +115,7 @@ class StoredSample:
         tar: location of the shard.
         record: where the sample lies in it.
         planned: what the manifest says of it.
-        streams: those to read.
+        streams: names of the streams to read.
         complete: whether these are all streams of the shards.
     """
 

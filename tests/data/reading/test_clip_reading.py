@@ -6,44 +6,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from support.videos import noise_images, write_video
+from support.reading import FRAMES, PRESET
 
 import i3d
 from i3d.clips import Views, flow_clip, loop_frames, rgb_clip
 from i3d.data.kinetics import read_dataset
 from i3d.data.reading.clips import ShardClips, VideoClips, clip_bytes
 from i3d.data.shards import ShardDataset, open_dataset
-from i3d.data.videos import VideoSet
 from i3d.errors import I3DError, UsageError
 from i3d.parallel import ahead
 from i3d.presets import find_preset
-from i3d.tasks.precompute.options import Settings, Work
-from i3d.tasks.precompute.writing import precompute
-
-PRESET = find_preset("kinetics-i3d-48")
-FRAMES = {"a/long": 40, "a/short": 7, "b/single": 1, "b/tall": 30}
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("videos")
-    for i, (name, frames) in enumerate(FRAMES.items()):
-        size = (48, 70) if name.endswith("tall") else (80, 56)
-        images = [cv2.GaussianBlur(x, (0, 0), 2) for x in noise_images(frames, *size, i)]
-        write_video(root / f"{name}.mp4", images)
-    (root / "b" / "zerobytes.mp4").touch()
-    return root
-
-
-@pytest.fixture(scope="module")
-def shards(videos, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    settings = Settings(short_side=48, clips_per_shard=2)
-    with pytest.warns(UserWarning, match="sorted list of these folders"):
-        precompute(
-            VideoSet(videos, classes="folders"), folder, settings=settings, work=Work(workers=2)
-        )
-    return folder
 
 
 def by_key(source, views, **options):
