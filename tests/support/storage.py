@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from i3d import files
+from i3d import files, remote
 
 
 def forget_servers() -> None:
@@ -10,7 +10,7 @@ def forget_servers() -> None:
     from s3fs import S3FileSystem
 
     S3FileSystem.clear_instance_cache()
-    files._answered.clear()
+    remote._answered.clear()
 
 
 def upload(folder: Path, url: str) -> None:
