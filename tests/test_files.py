@@ -1,11 +1,8 @@
 """Files: whole or not at all, on paths and URLs."""
 
-import multiprocessing
 import threading
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from i3d import files
 
@@ -80,70 +77,6 @@ def test_create_without_hard_links(tmp_path, monkeypatch):
     files.create(tmp_path / "a.bin", b"x")
     assert (tmp_path / "a.bin").read_bytes() == b"x"
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
-
-
-class Hdfs(MemoryFileSystem):
-    """Refuses to rename over a file, as HDFS does."""
-
-    protocol = "hdfslike"
-    store, pseudo_dirs = {}, [""]
-    broken = False
-
-    def mv(self, path1, path2, **kwargs):
-        if self.exists(path2):
-            raise FileExistsError(path2)
-        super().mv(path1, path2)
-
-    def put_file(self, lpath, rpath, **kwargs):
-        super().put_file(lpath, rpath, **kwargs)
-        if self.broken:
-            raise ConnectionError("lost")
-
-
-@pytest.fixture
-def hdfs(monkeypatch):
-    fsspec.register_implementation("hdfslike", Hdfs, clobber=True)
-    monkeypatch.setattr(Hdfs, "store", {})
-    return "hdfslike://x"
-
-
-def test_a_file_system_whose_rename_refuses_to_replace(hdfs):
-    name = f"{hdfs}/a.bin"
-    files.write(name, b"one")
-    files.write(name, b"two")
-    with pytest.raises(FileExistsError):
-        files.create(name, b"three")
-    assert files.read_range(name, 0, 10) == b"two"
-    assert len(Hdfs.store) == 1
-
-
-def test_a_failed_upload_leaves_nothing(hdfs, monkeypatch):
-    monkeypatch.setattr(Hdfs, "broken", True)
-    with pytest.raises(ConnectionError):
-        files.write(f"{hdfs}/a.bin", b"one")
-    assert not Hdfs.store
-
-
-def test_object_stores_get_one_put(hdfs, monkeypatch):
-    monkeypatch.setattr(files, "OBJECT_STORES", frozenset(["hdfslike"]))
-    monkeypatch.setattr(Hdfs, "mv", None)
-    files.write(f"{hdfs}/a.bin", b"one")
-    files.write(f"{hdfs}/a.bin", b"two")
-    with pytest.raises(FileExistsError):
-        files.create(f"{hdfs}/a.bin", b"three")
-    assert files.read_range(f"{hdfs}/a.bin", 1, 10) == b"wo"
-
-
-def test_hdfs_after_a_fork_is_an_error_not_a_hang(hdfs, monkeypatch):
-    monkeypatch.setattr(files, "_NOT_AFTER_FORK", frozenset(["hdfslike"]))
-    monkeypatch.setattr(files, "_users", {})
-    files.write(f"{hdfs}/a.bin", b"one")
-    context = multiprocessing.get_context("fork")
-    with context.Pool(1) as pool, pytest.raises(RuntimeError, match="with 'spawn'"):
-        pool.apply(files.exists, [f"{hdfs}/a.bin"])
-    monkeypatch.setattr(files, "_users", {})
-    with context.Pool(1) as pool:  # the parent has not used it
-        assert pool.apply(files.exists, [f"{hdfs}/a.bin"])
 
 
 def test_read_range(folder):

@@ -77,8 +77,10 @@ def stream_flow(
     if threads < 1:
         raise UsageError(f"threads={threads}: must be at least 1, e.g. {os.cpu_count()}")
     if device in ON_CPU:
-        return _stream(iter(frames), threads, parameters)
-    return _stream_on_gpu(iter(frames), device, parameters)
+        return _stream(_gray_frames(frames), threads, parameters)
+    from i3d.flow.batch import stream_batches
+
+    return stream_batches(_gray_frames(frames), device=device, parameters=parameters)
 
 
 def check_device(device: str) -> None:
@@ -95,23 +97,26 @@ def check_device(device: str) -> None:
             f"device={device!r}: PyTorch {torch.__version__} sees {count} GPUs here; "
             "use device='cpu'"
         )
+    if torch.version.hip is not None:
+        raise UsageError(
+            f"device={device!r}: PyTorch {torch.__version__} is built for AMD's GPUs, and flow "
+            "needs an NVIDIA GPU; use device='cpu'"
+        )
+    from i3d.flow.gpu import load_compiler
+
+    load_compiler()
 
 
 def flow_kernel(device: str) -> str:
-    """Which program computes flow on a device: "cpu", "cuda" (ours) or "torch" (PyTorch's)."""
-    if device in ON_CPU:
-        return "cpu"
-    from i3d.flow.batch import has_kernels
-
-    return "cuda" if has_kernels() else "torch"
+    """Which kernels compute flow on a device: "cpu" or "cuda"."""
+    return "cpu" if device in ON_CPU else "cuda"
 
 
-def _stream(frames: Iterator[Any], threads: int, parameters: TVL1) -> Iterator[np.ndarray]:
+def _stream(frames: Iterator[np.ndarray], threads: int, parameters: TVL1) -> Iterator[np.ndarray]:
     from i3d.flow import cpu  # numba: 0.3 s to import, so only when flow is computed
 
     # A frame's scales serve both of its pairs; a solver serves one pair at a time.
     previous: list[Scale] | None = None
-    size: tuple[int, ...] = ()
     spare: list[list[Scale]] = []
     idle: SimpleQueue[PairSolver] = SimpleQueue()
     running: deque[tuple[Future[np.ndarray], list[Scale]]] = deque()
@@ -131,12 +136,10 @@ def _stream(frames: Iterator[Any], threads: int, parameters: TVL1) -> Iterator[n
         return flow
 
     with ThreadPoolExecutor(threads, thread_name_prefix="flow") as pool:
-        for index, frame in enumerate(frames):
-            gray = _gray(_as_numpy(frame), index, size)
+        for gray in frames:
             if previous is None:
-                size = gray.shape
                 for _ in range(threads):
-                    idle.put(cpu.PairSolver(size[0], size[1], parameters))
+                    idle.put(cpu.PairSolver(gray.shape[0], gray.shape[1], parameters))
             scales = cpu.build_scales(gray, parameters, spare.pop() if spare else None)
             if previous is not None:
                 running.append((pool.submit(solve, previous, scales), previous))
@@ -147,17 +150,13 @@ def _stream(frames: Iterator[Any], threads: int, parameters: TVL1) -> Iterator[n
             yield finish_oldest()
 
 
-def _stream_on_gpu(frames: Iterator[Any], device: str, parameters: TVL1) -> Iterator[np.ndarray]:
-    from i3d.flow.batch import stream_batches
-
-    def gray_frames() -> Iterator[np.ndarray]:
-        size: tuple[int, ...] = ()
-        for index, frame in enumerate(frames):
-            gray = _gray(_as_numpy(frame), index, size)
-            size = gray.shape
-            yield gray
-
-    return stream_batches(gray_frames(), device=device, parameters=parameters)
+def _gray_frames(frames: Iterable[Any]) -> Iterator[np.ndarray]:
+    """Checked frames as uint8 (H, W), all of the first one's size."""
+    size: tuple[int, ...] = ()
+    for index, frame in enumerate(frames):
+        gray = _gray(_as_numpy(frame), index, size)
+        size = gray.shape
+        yield gray
 
 
 def _as_numpy(array: Any) -> np.ndarray:

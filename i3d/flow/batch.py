@@ -1,17 +1,15 @@
-"""Flow of many videos at once on a GPU: which solver, and which frames go into one batch."""
+"""Flow of many videos at once on a GPU: which frames go into one batch."""
 
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from i3d.flow import gpu, plain
+from i3d.flow import gpu
 from i3d.flow.tvl1 import TVL1
 
 STREAM_FRAMES = 257  # read ahead when flow is streamed: ten seconds
@@ -19,40 +17,26 @@ SIZES_KEPT = 4  # solvers, whose memory is kept for the next video of that size
 
 
 def open_solver(
-    height: int,
-    width: int,
-    parameters: TVL1,
-    device: str,
-    *,
-    most_frames: int | None = None,
-) -> gpu.BatchSolver | plain.BatchSolver:
-    """What computes flow on a device: our kernels, or PyTorch's where they cannot be compiled."""
+    height: int, width: int, parameters: TVL1, device: str, most_frames: int | None = None
+) -> gpu.BatchSolver:
+    """What computes flow between frames of one size on a GPU."""
     where = torch.device(device)
-    if has_kernels():
-        return gpu.BatchSolver(height, width, parameters, where, most_frames=most_frames)
-    warnings.warn(
-        "no NVRTC library, so flow is computed by PyTorch's own operations, many times slower; "
-        "pip install nvidia-cuda-nvrtc, if this is an NVIDIA GPU",
-        stacklevel=2,
-    )
-    return plain.BatchSolver(height, width, parameters, where)
+    return gpu.BatchSolver(height, width, parameters, where, most_frames=most_frames)
 
 
-def has_kernels() -> bool:
-    """Whether our kernels can be compiled for this machine's GPU."""
-    return torch.version.hip is None and gpu.find_compiler() is not None
+_kept_solver = functools.lru_cache(maxsize=SIZES_KEPT)(open_solver)
 
 
 def stream_batches(
     frames: Iterable[np.ndarray], *, device: str, parameters: TVL1
 ) -> Iterator[np.ndarray]:
     """Flows float32 (H, W, 2) between neighbours of any number of gray frames uint8 (H, W)."""
-    solver: gpu.BatchSolver | plain.BatchSolver | None = None
+    solver: gpu.BatchSolver | None = None
     waiting: list[np.ndarray] = []
     for frame in frames:
         if solver is None:
             height, width = frame.shape
-            solver = open_solver(height, width, parameters, device, most_frames=STREAM_FRAMES)
+            solver = open_solver(height, width, parameters, device, STREAM_FRAMES)
         waiting.append(frame)
         if len(waiting) == solver.most_frames:
             yield from _flow(solver, waiting)
@@ -61,7 +45,7 @@ def stream_batches(
         yield from _flow(solver, waiting)
 
 
-def _flow(solver: Any, frames: list[np.ndarray]) -> np.ndarray:
+def _flow(solver: gpu.BatchSolver, frames: list[np.ndarray]) -> np.ndarray:
     pairs = [(i, i + 1) for i in range(len(frames) - 1)]
     return solver.flow(np.stack(frames), pairs).cpu().numpy()
 
@@ -105,8 +89,8 @@ def flow_batches(
 
     Args:
         videos: gray frames, uint8 (T, H, W), T at least 1; sizes may differ.
-        device: of the kernels.
-        parameters: of the algorithm.
+        device: the GPU, e.g. ``"cuda:1"``.
+        parameters: the algorithm's.
 
     Yields:
         Flow float32 (n, H, W, 2) on the device, valid until the next is asked for.
@@ -129,6 +113,3 @@ def flow_batches(
                 count = segment.stop - segment.start - 1
                 yield numbers[segment.video], flow[first : first + count]
                 first += count
-
-
-_kept_solver = functools.lru_cache(maxsize=SIZES_KEPT)(open_solver)

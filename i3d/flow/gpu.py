@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from i3d.errors import I3DError
+from i3d.errors import I3DError, UsageError
 from i3d.flow.cpu import FLOAT_EPSILON, PAD, scale_sizes
 from i3d.flow.tvl1 import TVL1
 
@@ -129,7 +129,7 @@ class Kernels:
     Args:
         code: machine code, as `compile_kernels` gives it.
         driver: the CUDA driver's library.
-        tiling: with which the code was compiled.
+        tiling: how the code that was compiled cuts a picture.
     """
 
     def __init__(self, code: bytes, driver: Any, tiling: Tiling) -> None:
@@ -174,7 +174,8 @@ def load_kernels(device_index: int) -> Kernels:
     """Compile for a GPU and load; once in a process, about a second.
 
     Raises:
-        I3DError: no compiler, or the driver refuses.
+        UsageError: no compiler.
+        I3DError: the driver refuses.
     """
     properties = torch.cuda.get_device_properties(device_index)
     room = getattr(properties, "shared_memory_per_block_optin", 0)
@@ -186,13 +187,13 @@ def load_kernels(device_index: int) -> Kernels:
 
 
 def compile_kernels(architecture: str, tiling: Tiling) -> bytes:
-    """Machine code of tvl1.cu for an architecture such as ``sm_90``; needs no GPU."""
-    compiler = find_compiler()
-    if compiler is None:
-        raise I3DError(
-            "no NVRTC library, which compiles the flow's kernels: it comes with PyTorch's CUDA "
-            "wheels, or with pip install nvidia-cuda-nvrtc"
-        )
+    """Machine code of tvl1.cu for an architecture such as ``sm_90``; needs no GPU.
+
+    Raises:
+        UsageError: no compiler.
+        I3DError: the compiler's errors.
+    """
+    compiler = load_compiler()
     # no fused product and sum but where the text says fmaf: cpu.py rounds so
     options = [f"--gpu-architecture={architecture}", "--std=c++17", "--fmad=false", *tiling.macros]
     arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
@@ -202,14 +203,14 @@ def compile_kernels(architecture: str, tiling: Tiling) -> bytes:
     try:
         status = compiler.nvrtcCompileProgram(program, len(options), arguments)
         if status != 0:
-            log = _fetched(compiler, program, "ProgramLog").rstrip(b"\0").decode()
+            log = _fetch(compiler, program, "ProgramLog").rstrip(b"\0").decode()
             raise I3DError(f"the flow's kernels cannot be compiled for {architecture}: {log}")
-        return _fetched(compiler, program, "CUBIN")
+        return _fetch(compiler, program, "CUBIN")
     finally:
         compiler.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _fetched(compiler: Any, program: ctypes.c_void_p, what: str) -> bytes:
+def _fetch(compiler: Any, program: ctypes.c_void_p, what: str) -> bytes:
     size = ctypes.c_size_t()
     getattr(compiler, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
     memory = ctypes.create_string_buffer(size.value)
@@ -218,8 +219,12 @@ def _fetched(compiler: Any, program: ctypes.c_void_p, what: str) -> bytes:
 
 
 @functools.cache
-def find_compiler() -> Any | None:
-    """The NVRTC library that PyTorch was built for, or any that is installed; None without."""
+def load_compiler() -> Any:
+    """The NVRTC library that PyTorch was built for, or any that is installed.
+
+    Raises:
+        UsageError: there is none.
+    """
     major = (torch.version.cuda or "13").split(".")[0]
     packages = Path(torch.__file__).parents[1] / "nvidia"
     folders = sorted(packages.glob("*/lib/libnvrtc.so.*"), reverse=True)
@@ -228,7 +233,10 @@ def find_compiler() -> Any | None:
             return ctypes.CDLL(name)
         except OSError:
             continue
-    return None
+    raise UsageError(
+        "no NVRTC library, which compiles the flow's kernels for an NVIDIA GPU: "
+        "pip install nvidia-cuda-nvrtc, or use device='cpu'"
+    )
 
 
 # --- batches of pairs ----------------------------------------------------------------------------
@@ -240,9 +248,9 @@ class BatchSolver:
     The memory for it is taken once. A pair's flow is the same bits whichever pairs are beside it.
 
     Args:
-        height: of the frames, pixels.
-        width: likewise.
-        parameters: of the algorithm.
+        height: pixels of a frame.
+        width: pixels of a frame.
+        parameters: the algorithm's.
         device: a GPU; in tests a CPU whose ``kernels`` stand in for it.
         kernels: what to launch; default: those of the GPU.
         slots: pairs at work at the same time; default: as many as keep a large GPU busy.
@@ -278,10 +286,8 @@ class BatchSolver:
             return torch.zeros(shape, dtype=kind, device=device)
 
         pairs, plane = self.most_frames, self._plane  # a frame may be in several pairs
-        self._scale_table = torch.frombuffer(
-            bytearray(b"".join(map(bytes, scales))), dtype=torch.uint8
-        )
-        self._scale_table = self._scale_table.to(device)
+        table = bytearray(b"".join(map(bytes, scales)))
+        self._scale_table = torch.frombuffer(table, dtype=torch.uint8).to(device)
         self._gray = memory(self.most_frames, height, width, kind=torch.uint8)
         self._taps = memory(self.most_frames, self._frame_taps, 4)
         self._frames = memory(pairs, 2, kind=torch.int32)
@@ -394,13 +400,6 @@ class BatchSolver:
             self.kernels.launch("shrink", self._job, grid, threads=PIXEL_THREADS)
             self.kernels.launch("differentiate", self._job, grid, threads=PIXEL_THREADS)
 
-    def _launch_step(self) -> None:
-        tiling = self.kernels.tiling
-        grid = (self._most_tiles, self.slots)
-        self.kernels.launch(
-            "step", self._job, grid, threads=tiling.threads, shared_bytes=tiling.shared_bytes
-        )
-
     def _launch_advance(self) -> None:
         threads = LANES * self.kernels.tiling.pass_iterations
         shared_bytes = 8 * (threads + self.kernels.tiling.pass_iterations)
@@ -409,8 +408,11 @@ class BatchSolver:
         )
 
     def _launch_steps(self) -> None:
+        tiling = self.kernels.tiling
+        threads, shared_bytes = tiling.threads, tiling.shared_bytes
+        grid = (self._most_tiles, self.slots)
         for _ in range(STEPS):
-            self._launch_step()
+            self.kernels.launch("step", self._job, grid, threads=threads, shared_bytes=shared_bytes)
             self._launch_advance()
 
     def _run(self, pairs: int) -> None:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import gpu_stand_in
+from support import gpu_stand_in, plain_tvl1
 from support.flow import moved, opencv_flow, texture, translated
 
-from i3d.errors import I3DError
-from i3d.flow import TVL1, batch, flow_kernel, gpu, optical_flow, plain, stream_flow
+from i3d.errors import I3DError, UsageError
+from i3d.flow import TVL1, batch, check_device, flow_kernel, gpu, optical_flow, stream_flow
 
 CPU = torch.device("cpu")
 TINY = gpu.Tiling(tile_width=32, strips=4, rows=4)  # many tiles in a small picture
@@ -147,9 +147,12 @@ def test_structs_are_laid_out_alike(kernels):
     assert tuple(sizes) == ours
 
 
-@pytest.mark.skipif(gpu.find_compiler() is None, reason="no NVRTC (pip install nvidia-cuda-nvrtc)")
 @pytest.mark.parametrize("tiling", [gpu.LARGE, gpu.SMALL])
 def test_kernels_compile_for_a_gpu(tiling):
+    try:
+        gpu.load_compiler()
+    except UsageError as error:
+        pytest.skip(str(error))
     assert gpu.compile_kernels("sm_90", tiling)[:4] == b"\x7fELF"
 
 
@@ -166,7 +169,8 @@ def test_shared_memory_is_what_gpus_have():
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (40, 66)])
 def test_plain_pytorch_agrees(height, width):
     frames = moving_frames(height, width)
-    flow = plain.BatchSolver(height, width, TVL1(), CPU).flow(frames, [(0, 1), (1, 2)]).numpy()
+    solver = plain_tvl1.open_solver(height, width, TVL1(), "cpu")
+    flow = solver.flow(frames, [(0, 1), (1, 2)]).numpy()
     distance = np.hypot(*np.moveaxis(flow - optical_flow(frames), -1, 0))
     assert distance.mean() < 0.001  # measured 0: all bits are the same
 
@@ -190,11 +194,9 @@ def plain_on_cpu(monkeypatch):
     """The GPU's path with PyTorch's operations on the CPU, three frames at a time."""
     opened = []
 
-    def open_plain(height, width, parameters, device, *, most_frames=None):
+    def open_plain(height, width, parameters, device, most_frames=None):
         opened.append((height, width))
-        solver = plain.BatchSolver(height, width, parameters, CPU)
-        solver.most_frames = 3
-        return solver
+        return plain_tvl1.open_solver(height, width, parameters, "cpu", most_frames=3)
 
     monkeypatch.setattr(batch, "open_solver", open_plain)
     monkeypatch.setattr(batch, "_kept_solver", open_plain)
@@ -236,9 +238,26 @@ def test_no_gpu_is_said_clearly():
         optical_flow(moving_frames(16, 16), device="cuda")
 
 
+def test_a_gpu_without_its_compiler_is_said_clearly(monkeypatch):
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.version, "hip", None)
+    gpu.load_compiler.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(ctypes, "CDLL", missing)
+        with pytest.raises(UsageError, match=r"no NVRTC.*pip install nvidia-cuda-nvrtc"):
+            check_device("cuda")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(UsageError, match=r"AMD's GPUs.*needs an NVIDIA GPU"):
+        check_device("cuda")
+
+
 def test_kernel_names():
     assert flow_kernel("cpu") == flow_kernel("auto") == "cpu"
-    assert flow_kernel("cuda") in ("cuda", "torch")
+    assert flow_kernel("cuda") == flow_kernel("cuda:1") == "cuda"
 
 
 # --- on a GPU -------------------------------------------------------------------------------------

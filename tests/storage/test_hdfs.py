@@ -22,8 +22,8 @@ def test_addresses_without_a_server(tmp_path):
     """Each fails at once with one line; without a limit hdfs-native would try for minutes."""
     pytest.importorskip("hdfs_native")
     code = (
-        "import sys; from i3d import files; from i3d.cli import main\n"
-        "if 'silent' in sys.argv[2]: files.ANSWER_SECONDS = 3\n"
+        "import sys; from i3d import remote; from i3d.cli import main\n"
+        "if 'silent' in sys.argv[2]: remote.ANSWER_SECONDS = 3\n"
         "main(['precompute', *sys.argv[1:]])"
     )
     with socket.create_server(("127.0.0.1", 0)) as silent:

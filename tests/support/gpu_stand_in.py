@@ -3,10 +3,11 @@
 import ctypes
 import shutil
 import subprocess
-import warnings
 from pathlib import Path
 
-from i3d.flow import gpu
+from support import plain_tvl1
+
+from i3d.flow import batch, gpu
 from i3d.tasks.precompute import encode, writing
 
 FLAGS = (
@@ -34,10 +35,7 @@ def build(folder: Path, tiling: gpu.Tiling) -> gpu.Kernels | None:
 
 def flow_on_cpu(results, *, device):
     """`precompute.flow_videos` with PyTorch's operations on the CPU."""
-    from i3d.flow import batch
-
-    batch.has_kernels = lambda: False
-    warnings.simplefilter("ignore")  # that PyTorch's operations are slow
+    batch._kept_solver = plain_tvl1.open_solver
     return ORIGINAL(results, device="cpu")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.paths import TESTS
 
-from i3d import files
+from i3d import files, remote
 
 PROGRAM = TESTS / "support" / "servers.py"
 STOP_SECONDS = 60
@@ -78,7 +78,7 @@ def forget_servers() -> None:
     from s3fs import S3FileSystem
 
     S3FileSystem.clear_instance_cache()
-    files._answered.clear()
+    remote._answered.clear()
 
 
 def upload(folder: Path, url: str) -> None:

@@ -137,3 +137,27 @@ def noise_images(count, width=96, height=64, seed=0):
     rng = np.random.default_rng(seed)
     base = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return [np.roll(base, i, axis=1) for i in range(count)]
+
+
+def reference_indices(stamps, duration, time_base, fps=25, start=0, end=None):
+    """The definition: for each k, the last frame whose stamp is not after start + k / fps.
+
+    ``stamps`` and ``duration`` are in ticks from the first frame.
+    """
+    fps, start = Fraction(fps), Fraction(start)
+    last = stamps[-1] + duration if end is None else min(stamps[-1] + duration, end / time_base)
+    count = max(1, round(fps * (last * time_base - start)))
+    shown = []
+    for k in range(count):
+        now = start + k / fps
+        shown.append(max(i for i, s in enumerate(stamps) if s * time_base <= now + time_base / 2))
+    return shown
+
+
+def decode_all(path):
+    """(frames, ticks since the first one, last frame's duration, time base), by PyAV alone."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        stamps = [f.pts - frames[0].pts for f in frames]
+        return frames, stamps, frames[-1].duration, stream.time_base

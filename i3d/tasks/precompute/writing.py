@@ -216,7 +216,7 @@ def _measure(output: files.Location, manifest: Manifest, shards: list[int]) -> t
     dataset = ShardDataset(output, manifest, shards)
     records = [record for shard in shards for record in dataset.index(shard).samples]
     with ThreadPoolExecutor(_THREADS) as pool:
-        infos = pool.map(lambda r: dataset.read_sample(r.key, streams=()).info, records)
+        infos = pool.map(lambda r: dataset.find_sample(r.key).info, records)
         frames = sum(len(info.rgb) for info in infos)
     return len(records), frames, sum(record.size for record in records)
 

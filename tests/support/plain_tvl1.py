@@ -1,9 +1,8 @@
 """TV-L1 in plain PyTorch operations: the same algorithm on any device PyTorch has, slowly.
 
-It stands in where the kernels of `tvl1.cu` cannot be compiled (a GPU that is not NVIDIA's), and
-checks them from a second side. Products and sums that are rounded once, and roots, go
-through double precision, so this is the CPU's flow, too: measured on 18 small pairs of three real
-clips, all identical.
+A witness for the kernels of `tvl1.cu`, and their stand-in where there is no GPU. Products and sums
+that are rounded once, and roots, go through double precision, so this is the CPU's flow, too:
+measured on 18 small pairs of three real clips, all identical.
 """
 
 from __future__ import annotations
@@ -47,6 +46,15 @@ class BatchSolver:
             for part in numbers.split(self._together)
         ]
         return torch.cat(flows) if flows else torch.empty(0, self.height, self.width, 2)
+
+
+def open_solver(
+    height: int, width: int, parameters: TVL1, device: str, most_frames: int | None = None
+) -> BatchSolver:
+    """In the place of `batch.open_solver`."""
+    solver = BatchSolver(height, width, parameters, torch.device(device))
+    solver.most_frames = most_frames or MOST_FRAMES
+    return solver
 
 
 class Scale(NamedTuple):

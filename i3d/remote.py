@@ -1,0 +1,295 @@
+"""What is behind a URL: fsspec's file systems, the patience of HDFS and S3, whole uploads.
+
+`files` is the door to it, for paths and URLs alike. Every call asks fsspec for the file system
+object of its process and thread.
+"""
+
+import errno
+import io
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, cast
+
+from i3d.errors import UsageError
+
+Location = str | os.PathLike[str]
+
+MAX_REASON_CHARS = 300  # HDFS lists all that it knows of every DataNode
+
+# A file appears here as a whole or not at all. Elsewhere it is uploaded beside and renamed.
+OBJECT_STORES = frozenset(
+    ["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "cos", "obs", "hf"]
+)
+
+# hdfs-native cannot be used in a process forked from one that has used it: reads wait forever, even
+# with a new client, and so does dropping the parent's client, as fsspec does at the fork. So what
+# was opened is kept, and its use in the child is an error.
+_HDFS = frozenset(["hdfs", "viewfs"])
+_NOT_AFTER_FORK = _HDFS
+_users: dict[str, int] = {}  # protocol -> the first process that used it, a parent perhaps
+_opened: dict[int, Any] = {}
+
+# hdfs-native and s3fs are patient with a server that does not answer: half a minute to minutes, or
+# forever if it accepts the connection. In a job's tenth hour that is right; a mistyped address is
+# to be told at once. So each process makes one call with a time limit before all others.
+ANSWER_SECONDS = 10
+_MUST_ANSWER = _HDFS | {"s3", "s3a"}
+_IMPATIENT = {"dfs.client.failover.max.attempts": "2"}
+# hdfs-native gives up a file whose first DataNode has just died; asked again, the NameNode may
+# name others.
+WRITE_AGAIN_SECONDS = (1, 10)
+
+_answered: set[tuple[int, str]] = set()  # (process, server)
+
+
+def filesystem(url: Location) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the URL's path on it.
+
+    Raises:
+        RuntimeError: HDFS in a process that was forked from one that has used it.
+        UsageError: no such protocol, or its package is not installed.
+        OSError: the server does not answer, or gives an error.
+    """
+    import fsspec
+
+    text = os.fspath(url)
+    protocol, _, rest = text.partition("://")
+    if protocol in _NOT_AFTER_FORK and _users.setdefault(protocol, os.getpid()) != os.getpid():
+        raise RuntimeError(
+            f"{text}: {protocol} was used before this process was forked, and would hang;"
+            " start worker processes with 'spawn' or 'forkserver'"
+        )
+    if protocol in _HDFS and (odd := re.search("[?#;]", rest)):
+        # hdfs-native drops the rest of the name, and so would read or replace another file.
+        reason = f"a name with {odd[0]!r} cannot be used on HDFS; rename it"
+        raise OSError(errno.EINVAL, reason, text)  # of this file, not of the server
+    try:
+        fs, name = fsspec.core.url_to_fs(text)
+    except ImportError as error:
+        extra = {"s3a": "s3", "viewfs": "hdfs"}.get(protocol, protocol)
+        remedy = f"; pip install 'i3d[{extra}]'" if extra in ("s3", "hdfs") else ""
+        raise UsageError(f"{text}: {error}{remedy}") from error
+    except ValueError as error:
+        raise UsageError(f"{text}: {error}") from error
+    except RuntimeError as error:  # hdfs-native's, of an address without a port or configuration
+        raise OSError(f"{text}: {_first_line(error)}") from error
+    if protocol in _NOT_AFTER_FORK:
+        _opened[id(fs)] = fs
+    if protocol in _MUST_ANSWER:
+        _await_answer(fs, name, f"{protocol}://{rest.partition('/')[0]}")
+    return fs, name
+
+
+def _await_answer(fs: Any, name: str, server: str) -> None:
+    """Refuse a server that does not answer this process's first call in time."""
+    if (os.getpid(), server) in _answered:
+        return
+    if fs.protocol in _HDFS:
+        fs = type(fs)(fs.host, fs.port, skip_instance_cache=True, **_IMPATIENT)
+    outcome: list[Exception | None] = []
+
+    def call() -> None:
+        try:
+            fs.exists(name)
+            outcome.append(None)
+        except (FileNotFoundError, PermissionError):
+            outcome.append(None)
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)  # it may never return
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if not outcome:
+        raise OSError(f"{server} does not answer within {ANSWER_SECONDS} s; check host and port")
+    if outcome[0] is not None:
+        reason = _first_line(outcome[0])
+        raise OSError(f"{server} does not answer: {reason}") from outcome[0]
+    _answered.add((os.getpid(), server))
+
+
+@contextmanager
+def _use(url: Location, doing: str = "", *, fresh: bool = True) -> Iterator[tuple[Any, str]]:
+    """As `filesystem`, and what goes wrong inside is an OSError of one line.
+
+    Some file systems raise errors of their own, and HDFS sends the server's Java stack along.
+
+    Args:
+        url: of a file or folder.
+        doing: beginning of that line.
+        fresh: forget what is remembered of this folder: others write there.
+    """
+    fs, name = filesystem(url)
+    if fresh:
+        fs.invalidate_cache(name)
+    with _plain_errors(doing):
+        yield fs, name
+
+
+@contextmanager
+def _plain_errors(doing: str = "") -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        builtin = (c for c in type(error).__mro__ if c.__module__ == "builtins")
+        kind = next((c for c in builtin if issubclass(c, OSError)), OSError)
+        raise kind(doing + _first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line if len(line) <= MAX_REASON_CHARS else f"{line[:MAX_REASON_CHARS]}..."
+
+
+def exists(url: Location) -> bool:
+    """Whether a file or folder is there."""
+    with _use(url) as (fs, name):
+        return bool(fs.exists(name))
+
+
+def is_dir(url: Location) -> bool:
+    """Whether it is a folder."""
+    with _use(url, fresh=False) as (fs, name):
+        return bool(fs.isdir(name))
+
+
+def size(url: Location) -> int:
+    """Size of a file in bytes."""
+    with _use(url) as (fs, name):
+        return int(fs.size(name))
+
+
+def names_in(folder: Location) -> list[str]:
+    """The sorted names (without the folder) of what is in a folder."""
+    with _use(folder) as (fs, name):
+        return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(name, detail=False))
+
+
+def open_read(url: Location) -> IO[bytes]:
+    """Open for reading bytes; the result can seek."""
+    with _use(url, fresh=False) as (fs, name):
+        file = fs.open(name, "rb")
+    return cast(IO[bytes], _HdfsFile(file) if fs.protocol in _HDFS else file)
+
+
+def read_range(url: Location, start: int, length: int) -> bytes:
+    """Bytes ``start`` to ``start + length`` of a file: one request. Fewer where the file ends."""
+    with _use(url, fresh=False) as (fs, name):
+        return bytes(fs.cat_file(name, start=start, end=start + length))
+
+
+def remove(url: Location) -> None:
+    """Remove a file if it is there."""
+    with _use(url, f"cannot remove {url}: ") as (fs, name), suppress(FileNotFoundError):
+        fs.rm_file(name)
+
+
+def remove_folder(folder: Location) -> None:
+    """Remove a folder and all that is in it, if it is there."""
+    with _use(folder, f"cannot remove {folder}: ") as (fs, name), suppress(FileNotFoundError):
+        fs.rm(name, recursive=True)
+
+
+class _HdfsFile(io.RawIOBase):
+    """What hdfs-native opened, with a ``seek`` as Python's: says where it is, may pass the end."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._size = len(file)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"cannot seek to {start + offset}")
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(self._size - self._position, 0)
+        length = left if size is None or size < 0 else min(size, left)
+        with _plain_errors():
+            data = bytes(self._file.read_range(self._position, length)) if length else b""
+        self._position += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def upload(local: Path, url: Location, *, beside: Callable[[str], str], replace: bool) -> None:
+    """Put a local file at a URL: to object stores by one put, elsewhere by a rename.
+
+    Args:
+        local: what to upload.
+        url: where it appears, as a whole or not at all.
+        beside: a fresh name in the same folder until the rename, from the file's own.
+        replace: whether a file that is there is replaced.
+
+    Raises:
+        FileExistsError: there is one.
+        OSError: the server's error.
+    """
+    with _use(url, f"cannot write {os.fspath(url)}: ", fresh=False) as (fs, name):
+        for seconds in WRITE_AGAIN_SECONDS if fs.protocol in _HDFS else ():
+            try:
+                return _put(local, fs, name, beside=beside, replace=replace)
+            except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError):
+                raise
+            except Exception:
+                time.sleep(seconds)
+        _put(local, fs, name, beside=beside, replace=replace)
+
+
+def _put(local: Path, fs: Any, name: str, *, beside: Callable[[str], str], replace: bool) -> None:
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    if not protocols.isdisjoint(OBJECT_STORES):
+        if replace:
+            fs.put_file(str(local), name)
+            return
+        try:
+            fs.pipe_file(name, local.read_bytes(), mode="create")
+        except Exception as error:
+            fs.invalidate_cache(name)
+            if not fs.exists(name):
+                raise
+            raise FileExistsError(name) from error  # S3 calls it a failed precondition
+        return
+    folder, _, base = name.rpartition("/")
+    temporary = f"{folder}/{beside(base)}"
+    fs.makedirs(folder, exist_ok=True)
+    try:
+        fs.put_file(str(local), temporary)
+        if replace and not protocols.isdisjoint(_HDFS):
+            fs.mv(temporary, name, overwrite=True)  # in one step: two processes may do it at once
+            return
+        try:
+            fs.mv(temporary, name)
+        except FileExistsError:
+            if not replace:
+                raise
+            fs.rm_file(name)
+            fs.mv(temporary, name)
+    except BaseException:
+        with suppress(Exception):  # the first error says what happened
+            fs.rm_file(temporary)
+        raise
