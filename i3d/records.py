@@ -140,11 +140,13 @@ _SHOWN = 5  # differences in a message
 _LONGEST = 200  # characters of a value in it
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, between: str = ", now "
+) -> list[str]:
     """``name: was, now is`` for every value that differs, in the order of the names."""
     names = [*before, *(name for name in now if name not in before)]
     return [
-        f"{name}: {_spoken(before, name)}, now {_spoken(now, name)}"
+        f"{name}: {_spoken(before, name)}{between}{_spoken(now, name)}"
         for name in names
         if before.get(name) != now.get(name)
     ]

@@ -25,7 +25,7 @@ from i3d.tasks.features.files import (
 from i3d.tasks.features.options import MERGED
 
 
-def output_format(output: files.Location, wanted: str | None) -> tuple[str, str]:
+def output_format(output: files.Location, wanted: str) -> tuple[str, str]:
     """(format, format of the videos' files) of an output.
 
     Raises:
@@ -39,7 +39,7 @@ def output_format(output: files.Location, wanted: str | None) -> tuple[str, str]
             endings = " or ".join(s for s, f in MERGED.items() if f == wanted)
             raise UsageError(f"{text}: --format {wanted} makes one file; let it end in {endings}")
         return wanted or "npz", wanted or "npz"
-    if wanted not in (None, merged):
+    if wanted not in ("", merged):
         raise UsageError(f"{text} is one {merged} file; --format {wanted} needs a folder")
     _library(merged)
     return merged, "npz"

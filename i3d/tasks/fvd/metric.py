@@ -115,7 +115,7 @@ class FrechetVideoDistance:
         """
         data = other.state() if isinstance(other, FrechetVideoDistance) else other
         about, theirs = unpack_moments(data)
-        if different := differences(self._about, about):
+        if different := differences(self._about, about, between=" and "):
             raise UsageError(f"features made in other ways do not merge: {'; '.join(different)}")
         for real, name in ((True, "real"), (False, "fake")):
             self._sets[real].merge(Moments.from_arrays(theirs[name], keep=self.keep_features))

@@ -165,7 +165,7 @@ def check_same(one: Record, other: Record, names: tuple[str, str]) -> None:
     Raises:
         UsageError: names every difference.
     """
-    different = differences(one.settings, other.settings)
+    different = differences(one.settings, other.settings, between=" and ")
     if different:
         raise UsageError(
             f"{names[0]} and {names[1]} were not made alike: {'; '.join(different)}. Make both "
