@@ -18,7 +18,7 @@ import torch
 from i3d.clips import flow_clip, loop_frames, rgb_clip
 from i3d.console import progress_bar, say, show
 from i3d.errors import CheckpointError, I3DError, StorageError, UsageError, VideoError
-from i3d.flow import optical_flow
+from i3d.flow import check_device, optical_flow
 from i3d.models.exported.runtimes import ExportedNetwork
 from i3d.models.i3d import I3D
 from i3d.parallel.process import count_cores
@@ -84,6 +84,7 @@ class Predictor:
         if not checkpoints:
             raise UsageError("no checkpoint to predict with; name at least one")
         self.device = choose_device(device)
+        self.flow_device = _choose_flow_device(self.device)
         self.checkpoints = tuple(os.fspath(c) for c in checkpoints)
         self.models: list[I3D | ExportedNetwork] = [
             open_network(c, runtime=runtime, device=device, progress=progress)
@@ -189,8 +190,17 @@ class Predictor:
     def _flow_clip(self, frames: np.ndarray, clip_frames: int) -> torch.Tensor:
         if len(frames) < 2:
             raise VideoError("a video of one frame has no flow; use an RGB checkpoint alone")
-        flow = optical_flow(frames, device=self.device, threads=count_cores(World()))
+        flow = optical_flow(frames, device=self.flow_device, threads=count_cores(World()))
         return flow_clip(loop_frames(flow, clip_frames), crop=self.preset.crop)
+
+
+def _choose_flow_device(device: str) -> str:
+    """The network's device, or the CPU where that one has no kernels for flow (AMD's GPUs)."""
+    try:
+        check_device(device)
+    except UsageError:
+        return "cpu"
+    return device
 
 
 def _windows(

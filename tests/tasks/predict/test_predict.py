@@ -282,6 +282,10 @@ def test_flow_takes_the_cores_and_the_device_that_it_may(networks, short_video, 
     network.predict(short_video)
     assert asked == [{"device": "cpu", "threads": 3}]
     frames = i3d.read_video(short_video)
-    network.device = "cuda:1"  # there is none here: what is asked for is what counts
-    network._flow_clip(frames, 12)
-    assert asked[1]["device"] == "cuda:1"
+    monkeypatch.setattr(predictor, "choose_device", lambda _: "cuda:1")
+    monkeypatch.setattr(predictor, "open_network", lambda *_, **__: network.models[0])
+    for check, device in ((lambda _: None, "cuda:1"), (predictor.check_device, "cpu")):
+        # there is no such GPU here: where flow is asked for is what counts
+        monkeypatch.setattr(predictor, "check_device", check)
+        i3d.tasks.predict.Predictor([networks["flow"]])._flow_clip(frames, 12)
+        assert asked[-1]["device"] == device
