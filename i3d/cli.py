@@ -70,9 +70,9 @@ def cli() -> None:
 @click.argument("videos", nargs=-1, required=True, metavar="VIDEO...")
 def predict(options: PredictOptions, videos: tuple[str, ...]) -> int:
     """Say what happens in each VIDEO (a path or URL)."""
-    from i3d.tasks.predict.predictor import run
+    from i3d.tasks.predict.predictor import run_predict
 
-    return run(options, videos)
+    return run_predict(options, videos)
 
 
 @command(cli, ConvertOptions, example="i3d convert model.ckpt rgb.safetensors")
@@ -85,9 +85,11 @@ def convert(options: ConvertOptions, checkpoint: str, output: str) -> None:
     .npz for the Chainer program's layout.
     """
     from i3d.console import show
-    from i3d.tasks.convert import convert as run
+    from i3d.tasks.convert import convert as convert_checkpoint
 
-    converted = run(checkpoint, output, bn_eps=options.bn_eps, classes=options.classes)
+    converted = convert_checkpoint(
+        checkpoint, output, bn_eps=options.bn_eps, classes=options.classes
+    )
     show(converted, as_json=options.as_json)
 
 
@@ -100,9 +102,9 @@ def export(options: ExportOptions, checkpoint: str, output: str) -> None:
     CHECKPOINT is a name or file; OUTPUT ends in .onnx, or in .pt2 for torch.export.
     """
     from i3d.console import show
-    from i3d.tasks.export import export as run
+    from i3d.tasks.export import export as export_network
 
-    show(run(checkpoint, output, precision=options.precision), as_json=options.as_json)
+    show(export_network(checkpoint, output, precision=options.precision), as_json=options.as_json)
 
 
 @cli.group()
@@ -162,9 +164,9 @@ def precompute(
     VIDEOS is a dataset, OUTPUT the folder of its shards. Run it again to go on after an
     interruption; run it under torchrun, mpiexec or srun to share the work between processes.
     """
-    from i3d.tasks.precompute.writing import run
+    from i3d.tasks.precompute.writing import run_precompute
 
-    return run(video_set(videos), settings, work, outputs, output)
+    return run_precompute(video_set(videos), settings, work, outputs, output)
 
 
 @command(
@@ -188,9 +190,9 @@ def evaluate(
     SHARDS is a folder that precompute wrote; VIDEOS is a dataset as precompute takes it. Run it
     under torchrun, mpiexec or srun to share the work between processes.
     """
-    from i3d.tasks.evaluate.logits import run
+    from i3d.tasks.evaluate.logits import run_evaluate
 
-    return run(video_set, options, checkpoints, outputs, sources)
+    return run_evaluate(video_set, options, checkpoints, outputs, sources)
 
 
 @command(
@@ -217,9 +219,9 @@ def features(
     OUTPUT is a folder or one file. Run it again to go on after an interruption; run it under
     torchrun, mpiexec or srun to share the work between processes.
     """
-    from i3d.tasks.features.extraction import run
+    from i3d.tasks.features.extraction import run_features
 
-    return run(video_set(source), output, networks, options, outputs)
+    return run_features(video_set(source), output, networks, options, outputs)
 
 
 @command(
@@ -246,9 +248,9 @@ def fvd(
     saved statistics. A protocol's settings can be changed; the result's name then says so. Run it
     under torchrun, mpiexec or srun to share the work between processes and nodes.
     """
-    from i3d.tasks.fvd.sets import run
+    from i3d.tasks.fvd.sets import run_fvd
 
-    return run(real, fake, measure, changes, options, outputs)
+    return run_fvd(real, fake, measure, changes, options, outputs)
 
 
 @command(
@@ -270,9 +272,9 @@ def train(
     SHARDS is a folder that precompute wrote. Run it under torchrun, mpiexec or srun for several
     processes and nodes.
     """
-    from i3d.tasks.train.run import run
+    from i3d.tasks.train.run import run_train
 
-    return run(shards, run_options, options, as_json=outputs.as_json)
+    return run_train(shards, run_options, options, as_json=outputs.as_json)
 
 
 @command(cli, DemoOptions, example="i3d demo demo-output")
@@ -286,7 +288,7 @@ def demo(options: DemoOptions, output: Path) -> None:
     with two small networks that come with the package, and shown in OUTPUT/index.html; offline, in
     two minutes on two cores. Run it again to go on after an interruption.
     """
-    from i3d.demo.pipeline import render_videos, run
+    from i3d.demo.pipeline import render_videos, run_demo
 
     if options.videos_only:
         render_videos(
@@ -297,4 +299,4 @@ def demo(options: DemoOptions, output: Path) -> None:
             workers=options.workers,
         )
     else:
-        run(output, seed=options.seed, per_class=options.per_class, workers=options.workers)
+        run_demo(output, seed=options.seed, per_class=options.per_class, workers=options.workers)

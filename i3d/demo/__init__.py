@@ -15,14 +15,14 @@ from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:  # the processes that render import this package, and need none of it
     from i3d.demo.options import PER_CLASS, SEED
-    from i3d.demo.pipeline import render_videos, run
+    from i3d.demo.pipeline import render_videos, run_demo
     from i3d.demo.result import Demo
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "options": "PER_CLASS SEED",
-        "pipeline": "render_videos run",
+        "pipeline": "render_videos run_demo",
         "result": "Demo",
     },
 )

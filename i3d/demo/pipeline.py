@@ -43,7 +43,7 @@ WINDOWS_PER_ACTION = 2  # of the longer video's timeline
 NETWORKS = Path(__file__).parent  # trained; see the package's docstring
 
 
-def run(
+def run_demo(
     output: str | os.PathLike[str],
     *,
     seed: int = SEED,

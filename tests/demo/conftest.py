@@ -56,7 +56,7 @@ def made(networks, place):
     """(what was found, what was printed)"""
     printed = io.StringIO()
     with small_settings(), contextlib.chdir(place), contextlib.redirect_stdout(printed):
-        found = demo.run("demo", per_class=1, workers=1, checkpoints=networks)
+        found = demo.run_demo("demo", per_class=1, workers=1, checkpoints=networks)
     return found, printed.getvalue()
 
 

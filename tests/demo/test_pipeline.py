@@ -138,7 +138,7 @@ def test_networks_of_other_classes_are_refused(quick, made, networks, place, pre
     root = place / "demo"
     try:
         with pytest.raises(CheckpointError, match="tells 5 classes apart"):
-            demo.run(root, per_class=1, workers=1, checkpoints=tmp_path)
+            demo.run_demo(root, per_class=1, workers=1, checkpoints=tmp_path)
     finally:
         for stream in ("rgb", "flow"):  # the other tests' folder
             name = f"{stream}.safetensors"
@@ -148,19 +148,19 @@ def test_networks_of_other_classes_are_refused(quick, made, networks, place, pre
 def test_folder_of_something_else_is_refused(networks, tmp_path):
     (tmp_path / "holiday.mp4").touch()
     with pytest.raises(UsageError, match=r"something else \(holiday.mp4, and no demo.json\)"):
-        demo.run(tmp_path, checkpoints=networks)
+        demo.run_demo(tmp_path, checkpoints=networks)
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.mp4"]
 
 
 def test_folder_of_other_videos_is_refused(made, networks, place):
     with pytest.raises(UsageError, match=r'"per_class": 1}, not .*"seed": 3, "per_class": 1}; use'):
-        demo.run(place / "demo", seed=3, per_class=1, checkpoints=networks)
+        demo.run_demo(place / "demo", seed=3, per_class=1, checkpoints=networks)
 
 
 @pytest.mark.parametrize("wrong", [{"seed": -1}, {"per_class": 0}, {"workers": 0}])
 def test_numbers_that_mean_nothing(networks, tmp_path, wrong):
     with pytest.raises(UsageError, match="at least"):
-        demo.run(tmp_path / "demo", checkpoints=networks, **wrong)
+        demo.run_demo(tmp_path / "demo", checkpoints=networks, **wrong)
     assert not list(tmp_path.iterdir())
 
 
@@ -189,7 +189,7 @@ def test_two_streams_are_better_than_one(tmp_path):
     """On new videos, of two seeds."""
     right = dict.fromkeys(("rgb", "flow", "two_stream"), 0)
     for seed in (20_001, 20_002):
-        found = demo.run(tmp_path / str(seed), seed=seed, per_class=8)
+        found = demo.run_demo(tmp_path / str(seed), seed=seed, per_class=8)
         top1 = {row: scores.top1.value for row, scores in found.evaluation.scores.items()}
         assert top1["two_stream"] >= 0.9
         assert top1["two_stream"] >= max(top1["rgb"], top1["flow"])

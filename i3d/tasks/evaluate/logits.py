@@ -415,7 +415,7 @@ def _read_thumbnails(
     return pictures
 
 
-def run(
+def run_evaluate(
     videos: partial[VideoSet],
     options: EvaluateOptions,
     checkpoints: EvaluateCheckpoints,

@@ -391,7 +391,7 @@ class _Extraction:
         self.rows += len(spans)
 
 
-def run(
+def run_features(
     videos: VideoSet,
     output: str,
     networks: FeatureCheckpoints,

@@ -408,7 +408,7 @@ class _SetMoments:
         return pack_moments(self.skipped, self.moments)
 
 
-def run(
+def run_fvd(
     real: str,
     fake: str | None,
     measure: Measure,

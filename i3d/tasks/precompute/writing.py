@@ -316,7 +316,7 @@ class _ShardMaker:
             outcome.close()
 
 
-def run(
+def run_precompute(
     videos: VideoSet, settings: Settings, work: Work, outputs: PrecomputeOutputs, output: str | None
 ) -> int:
     """``i3d precompute``: the exit code, 1 if shards were lost or, with strict, videos failed."""

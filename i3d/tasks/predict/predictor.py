@@ -237,7 +237,7 @@ class _Predictions:
         return {"results": self.results}
 
 
-def run(options: PredictOptions, videos: Sequence[str]) -> int:
+def run_predict(options: PredictOptions, videos: Sequence[str]) -> int:
     """``i3d predict``: print a prediction for every video; 1 if any failed, else 0."""
     every_seconds = options.every_seconds
     if options.plot is not None:

@@ -166,7 +166,7 @@ def _sum_up(loop: Loop) -> Trained:
     )
 
 
-def run(shards: str, run: RunOptions, options: TrainOptions, *, as_json: bool) -> int:
+def run_train(shards: str, run: RunOptions, options: TrainOptions, *, as_json: bool) -> int:
     """``i3d train``: the exit code; 130 after Ctrl-C or SIGTERM, the state saved."""
     result = train(shards, **asdict(run), options=options, progress=True)
     if result is not None:
