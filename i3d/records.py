@@ -148,7 +148,8 @@ def differences(
     return [
         f"{name}: {_spoken(before, name)}{between}{_spoken(now, name)}"
         for name in names
-        if before.get(name) != now.get(name)
+        # as JSON: 95 is not 95.0, and True is not 1
+        if _json(before.get(name)) != _json(now.get(name))
     ]
 
 
@@ -179,3 +180,7 @@ def _spoken(settings: Mapping[str, Any], name: str) -> str:
         value = f"{value[:12]}..."  # a SHA-256
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

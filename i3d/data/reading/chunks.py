@@ -155,11 +155,13 @@ class ShardChunks:
 
     def read(self, i: int, streams: Sequence[Stream], *, threads: int) -> Pieces:
         """See `ChunkSource`; one request for a sample of ten seconds."""
-        folder = os.fspath(self.dataset.folder).rstrip("/") + "/"
+        folder = os.fspath(self.dataset.folder).rstrip("/")
         try:
             return (yield from self._read(self.keys[i], streams))
         except DatasetError as error:
-            raise DatasetError(str(error).replace(folder, "")) from error
+            # no absolute path in a message, which is stored
+            text = str(error).replace(f"{folder}/", "").removeprefix(f"{folder}: ")
+            raise DatasetError(text) from error
 
     def _read(self, key: str, streams: Sequence[Stream]) -> Pieces:
         manifest = self.dataset.manifest

@@ -129,3 +129,10 @@ def test_what_is_no_videos_fault_ends_the_job(from_videos, monkeypatch):
     monkeypatch.setattr(VideoChunks, "read", fail)
     with pytest.raises(StorageError, match="the server is gone"):
         read(from_videos)
+
+
+def test_reasons_hold_no_absolute_path(from_shards, from_videos):
+    for source, root in ((from_shards, from_shards.dataset.folder), (from_videos, None)):
+        (broken,) = read(source)["b/zerobytes"]
+        assert broken.error and not broken.error.startswith("/")
+        assert root is None or str(root) not in broken.error
