@@ -100,7 +100,7 @@ class ClassList:
             return position
         same = [self.names[i] for i in self._normal.get(normalize(name) or name, [])]
         if same:
-            raise DatasetError(f"class {name!r} is ambiguous in {self.name}: {_quoted(same)}")
+            raise DatasetError(f"class {name!r} is ambiguous in {self.name}: {_quote(same)}")
         raise DatasetError(
             f"class {name!r} is not one of the {len(self)} classes of {self.name}"
             f"{_nearest_hint(self.nearest(name))}"
@@ -112,21 +112,21 @@ class ClassList:
         return [self.names[i] for normal in close for i in self._normal[normal]][:count]
 
 
-def _quoted(names: Iterable[str]) -> str:
+def _quote(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
 def _nearest_hint(names: Sequence[str]) -> str:
-    return f"; nearest: {_quoted(names)}" if names else "; no name resembles it"
+    return f"; nearest: {_quote(names)}" if names else "; no name resembles it"
 
 
-def _packaged(name: str) -> tuple[str, ...]:
+def _read_packaged(name: str) -> tuple[str, ...]:
     return tuple(Path(__file__).with_name(f"{name}.txt").read_text("ascii").splitlines())
 
 
 # Source: data/label_map.txt and label_map_600.txt of deepmind/kinetics-i3d; both in ASCII order.
-KINETICS_400 = _packaged("kinetics400")
-KINETICS_600 = _packaged("kinetics600")
+KINETICS_400 = _read_packaged("kinetics400")
+KINETICS_600 = _read_packaged("kinetics600")
 
 CLASS_LISTS = {
     "kinetics400": ClassList("kinetics400", KINETICS_400),

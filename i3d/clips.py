@@ -220,7 +220,7 @@ class Views:
     Non-local networks (arXiv 1711.07971) report 10 clips of 3 crops.
 
     Attributes:
-        frames: of each clip, at least 9; a video with fewer is looped, and is one clip.
+        frames: length of each clip, at least 9; a shorter video is looped, and is one clip.
         clips: spaced evenly from the first frame to the last; one alone begins at the first frame.
         crops: 1, or 3.
 

@@ -113,7 +113,7 @@ def command(
     Args:
         group: where the command belongs.
         settings: dataclasses whose fields are options.
-        name: of the command; None: the function's.
+        name: what is typed; None is the function's name.
         example: a line that can be typed.
         omit: fields that this command has no option for.
     """
@@ -142,7 +142,7 @@ def command(
 
 def _build(cls: type, given: dict[str, Any]) -> Any:
     """An object of the class from the options that are its fields, which are taken out."""
-    given_values = {name: given.pop(_parameter(cls, name), None) for name in _described(cls)}
+    given_values = {name: given.pop(_parameter(cls, name), None) for name in _describe(cls)}
     values = {name: value for name, value in given_values.items() if value is not None}
     complete = all(
         name in values or f.default is not MISSING or f.default_factory is not MISSING
@@ -151,7 +151,7 @@ def _build(cls: type, given: dict[str, Any]) -> Any:
     return cls(**values) if complete else partial(cls, **values)
 
 
-def _described(cls: type) -> dict[str, Option]:
+def _describe(cls: type) -> dict[str, Option]:
     """Field -> what the command line says of it; the class's own fields before inherited ones."""
     found = {f.name: f.metadata[METADATA] for f in fields(cls) if METADATA in f.metadata}
     own = vars(cls).get("__annotations__", {})
@@ -167,7 +167,7 @@ def _options(cls: type, omit: Collection[str]) -> list[SettingsOption]:
     defaults = {f.name: f.default for f in fields(cls)}
     return [
         _option(_parameter(cls, name), name, described, hints[name], defaults[name])
-        for name, described in _described(cls).items()
+        for name, described in _describe(cls).items()
         if name not in omit
     ]
 

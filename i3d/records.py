@@ -47,7 +47,7 @@ def _lines(value: Any, indent: str) -> str:
     return f"[\n{items}\n{indent}]"
 
 
-def sealed(kind: str, value: Any) -> bytes:
+def seal(kind: str, value: Any) -> bytes:
     """A dataclass as JSON, one field a line, with the format first and the seal last."""
     document = {"format": kind, **plain(value)}
     head = "".join(f" {json.dumps(name)}: {_lines(v, ' ')},\n" for name, v in document.items())
@@ -62,15 +62,15 @@ def split_seal(data: bytes) -> tuple[bytes, str]:
     return head, digest if tail == SEAL.format(digest).encode("ascii") else ""
 
 
-def unsealed(kind: str, cls: type[_T], data: bytes, where: str) -> _T:
-    """Read what `sealed` wrote."""
+def read_sealed(kind: str, cls: type[_T], data: bytes, where: str) -> _T:
+    """Read what `seal` wrote."""
     head, digest = split_seal(data)
     if not digest:
         raise DatasetError(f"{where} is damaged or was edited: its seal does not match; restore it")
-    return parsed(kind, cls, head.removesuffix(b",\n") + b"}", where)
+    return parse(kind, cls, head.removesuffix(b",\n") + b"}", where)
 
 
-def parsed(kind: str, cls: type[_T], data: bytes, where: str) -> _T:
+def parse(kind: str, cls: type[_T], data: bytes, where: str) -> _T:
     """A dataclass from a JSON object of this format with exactly its fields."""
     try:
         document = json.loads(data)

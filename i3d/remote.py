@@ -120,7 +120,7 @@ def _use(url: Location, doing: str = "", *, fresh: bool = True) -> Iterator[tupl
     Some file systems raise errors of their own, and HDFS sends the server's Java stack along.
 
     Args:
-        url: of a file or folder.
+        url: a file or folder.
         doing: beginning of that line.
         fresh: forget what is remembered of this folder: others write there.
     """

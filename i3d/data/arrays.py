@@ -108,7 +108,7 @@ def map_array(path: Path, name: str) -> np.ndarray:
     """A ``.npy`` file as a read-only map; objects, which would be pickles, are refused.
 
     Args:
-        path: on this machine.
+        path: a file on this machine.
         name: what messages call it.
 
     Raises:

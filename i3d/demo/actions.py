@@ -93,7 +93,7 @@ def _pose(base: Pose | None = None, /, **angles: float) -> Pose:
     return pose
 
 
-def _swapped(pose: Pose) -> Pose:
+def _swap(pose: Pose) -> Pose:
     """The pose with left and right exchanged."""
     other = {"left": "right", "right": "left"}
     swapped = {}
@@ -212,7 +212,7 @@ _STRIKE = _pose(left_thigh_raise=27, left_knee=6, left_foot=-16, right_thigh_rai
                 turn=-8, spine=3, thigh_spread=1)  # fmt: skip
 _PASS = _pose(left_thigh_raise=5, left_knee=9, right_thigh_raise=18, right_knee=62, right_foot=14,
               left_arm_raise=-2, right_arm_raise=4, elbow=18, spine=3, thigh_spread=1)  # fmt: skip
-_WALKING = ((0.0, _STRIKE), (0.25, _PASS), (0.5, _swapped(_STRIKE)), (0.75, _swapped(_PASS)),
+_WALKING = ((0.0, _STRIKE), (0.25, _PASS), (0.5, _swap(_STRIKE)), (0.75, _swap(_PASS)),
             (1.0, _STRIKE))  # fmt: skip
 
 _WAVE_OUT = _pose(right_arm_raise=45, right_arm_spread=84, right_arm_twist=-48, right_elbow=38,
@@ -235,11 +235,11 @@ _STRIDE = _pose(left_thigh_raise=52, left_knee=62, right_thigh_raise=-24, right_
 _LANDING = _pose(left_thigh_raise=16, left_knee=24, right_thigh_raise=12, right_knee=112,
                  right_foot=30, left_arm_raise=-4, right_arm_raise=6, elbow=94, pitch=8, spine=6,
                  thigh_spread=1)  # fmt: skip
-_RUNNING = ((0.0, _STRIDE), (0.25, _LANDING), (0.5, _swapped(_STRIDE)),
-            (0.75, _swapped(_LANDING)), (1.0, _STRIDE))  # fmt: skip
+_RUNNING = ((0.0, _STRIDE), (0.25, _LANDING), (0.5, _swap(_STRIDE)),
+            (0.75, _swap(_LANDING)), (1.0, _STRIDE))  # fmt: skip
 
 _BEND = _pose(lean=52, roll=5, right_arm_spread=14, left_arm_spread=158, elbow=10, thigh_spread=15)
-_SIDE_BENDS = ((0.0, _BEND), (0.1, _BEND), (0.5, _swapped(_BEND)), (0.6, _swapped(_BEND)),
+_SIDE_BENDS = ((0.0, _BEND), (0.1, _BEND), (0.5, _swap(_BEND)), (0.6, _swap(_BEND)),
                (1.0, _BEND))  # fmt: skip
 
 _MOTIONS = {

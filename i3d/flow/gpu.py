@@ -254,7 +254,8 @@ class BatchSolver:
         device: a GPU; in tests a CPU whose ``kernels`` stand in for it.
         kernels: what to launch; default: those of the GPU.
         slots: pairs at work at the same time; default: as many as keep a large GPU busy.
-        most_frames: in one batch; default: about a thousand at 340x256, less if memory is short.
+        most_frames: number in one batch; default: about a thousand at 340x256, less where memory
+            is short.
     """
 
     def __init__(

@@ -121,7 +121,7 @@ def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
         dataset,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_unchanged,
+        collate_fn=_pass_on,
         pin_memory=pin,
         **options,
     )
@@ -147,9 +147,9 @@ def check_shared_memory(item_bytes: int, *, workers: int, processes: int = 1) ->
     """Refuse to begin where workers would die of a full /dev/shm, as in a default container.
 
     Args:
-        item_bytes: of what a worker hands over at a time, at most.
-        workers: of each process.
-        processes: that share the memory.
+        item_bytes: size of what a worker hands over at a time, at most.
+        workers: number of each process.
+        processes: number that share the memory.
 
     Raises:
         UsageError: says how much there is and is needed, and what to do.
@@ -176,5 +176,5 @@ def _start_worker(_: int) -> None:
     os.environ["NUMBA_NUM_THREADS"] = "1"
 
 
-def _unchanged(item: Any) -> Any:
+def _pass_on(item: Any) -> Any:
     return item

@@ -186,7 +186,7 @@ class Group:
 
 
 @contextmanager
-def connected(world: World) -> Iterator[Group]:
+def connect(world: World) -> Iterator[Group]:
     """Let the processes of a world find each other, through ``MASTER_ADDR`` and ``MASTER_PORT``.
 
     torchrun sets these two; on one node they have defaults. A world of one does nothing; processes

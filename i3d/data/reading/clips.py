@@ -153,7 +153,7 @@ class VideoClips:
     Args:
         videos: sorted by key.
         preset: sampling and size.
-        max_seconds: of each video, from its start; 0 for all of it.
+        max_seconds: length of each video, from its start; 0 for all of it.
     """
 
     def __init__(self, videos: Sequence[Video], preset: Preset, *, max_seconds: float) -> None:

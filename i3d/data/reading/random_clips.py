@@ -47,7 +47,7 @@ class TrainingSet:
 
     Attributes:
         dataset: the shards.
-        stream: which of their streams the network sees.
+        stream: what the network sees of them.
         preset: preprocessing.
         classes: names, in the order of the labels.
         keys: names of the videos that are used.
@@ -241,10 +241,10 @@ class Cut:
         """Every start, corner and (with ``flip``) side is as likely as every other.
 
         Args:
-            info: of the video.
+            info: the video's.
             stream: whose pictures are counted.
             key: seed, epoch and video.
-            frames: of the clip; in a shorter video it starts at the first frame.
+            frames: length of the clip; in a shorter video it starts at the first frame.
             crop: pixels of its side.
             flip: whether to mirror half of the clips.
 
@@ -339,7 +339,7 @@ def load_batches(
 
     Args:
         data: the videos.
-        order: which of them belong to each micro-batch.
+        order: the videos of each micro-batch.
         first: number of the first one, see `Order.batch`.
         stop: number of the one before which to stop.
         frames: length of each clip.

@@ -44,7 +44,7 @@ from typing import Self, cast
 from i3d.data.shards.manifest import Manifest, PlannedSample
 from i3d.errors import DatasetError
 from i3d.presets import Stream
-from i3d.records import parsed, plain, sealed, unsealed
+from i3d.records import parse, plain, read_sealed, seal
 
 FAILURES_FILE = "failures.csv"
 SUFFIXES: dict[Stream, str] = {"rgb": "rgb.mjpeg", "flow": "flow.mpng"}
@@ -152,7 +152,7 @@ class SampleInfo:
         Raises:
             DatasetError: of another format, or a value that makes no sense.
         """
-        return parsed("i3d sample 1", cls, data, where)
+        return parse("i3d sample 1", cls, data, where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ class ShardIndex:
 
     def to_json(self) -> bytes:
         """As stored in the sidecar."""
-        return sealed("i3d shard 1", self)
+        return seal("i3d shard 1", self)
 
     @classmethod
     def from_json(cls, data: bytes, manifest: Manifest, shard: int, where: str) -> Self:
@@ -211,7 +211,7 @@ class ShardIndex:
         Raises:
             DatasetError: damaged, of another manifest or shard, or not what was planned.
         """
-        index = unsealed("i3d shard 1", cls, data, where)
+        index = read_sealed("i3d shard 1", cls, data, where)
         if index.manifest != manifest.seal:
             raise DatasetError(
                 f"{where} belongs to another manifest ({index.manifest[:12]}..., not"

@@ -18,10 +18,10 @@ from i3d.records import (
     MAX_TEXT,
     differences,
     plain,
+    read_sealed,
     refuse_other_settings,
-    sealed,
+    seal,
     split_seal,
-    unsealed,
 )
 
 MANIFEST_FILE = "manifest.json"
@@ -157,7 +157,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """As stored in ``manifest.json``; equal manifests give the same bytes."""
-        return sealed("i3d manifest 1", self)
+        return seal("i3d manifest 1", self)
 
     @classmethod
     def from_json(cls, data: bytes, where: str = MANIFEST_FILE) -> Self:
@@ -166,7 +166,7 @@ class Manifest:
         Raises:
             DatasetError: damaged, edited, of another format, or a value that makes no sense.
         """
-        manifest = unsealed("i3d manifest 1", cls, data, where)
+        manifest = read_sealed("i3d manifest 1", cls, data, where)
         if manifest.to_json() != data:
             raise DatasetError(f"{where} is not written as i3d writes it; restore it")
         return manifest

@@ -31,7 +31,7 @@ from i3d.errors import CheckpointError, DatasetError, UsageError, VideoError
 from i3d.models.i3d import I3D
 from i3d.parallel.ahead import Item, check_shared_memory, read_items
 from i3d.parallel.process import choose_workers, terminated_cleanly
-from i3d.parallel.world import World, connected, world_from_environment
+from i3d.parallel.world import World, connect, world_from_environment
 from i3d.presets import STREAMS, Preset, Stream, find_preset
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
 from i3d.tasks.evaluate.parts import Part, Parts
@@ -123,7 +123,7 @@ def evaluate(
     if parts is not None and resume is False:
         parts.refuse()
     earlier = [] if parts is None else parts.read()
-    with connected(world) as group, terminated_cleanly():
+    with connect(world) as group, terminated_cleanly():
         job = _VideoLogits(networks, about, source, world.share(len(source.keys)), parts)
         job.take(earlier)
         start = time.monotonic()

@@ -50,7 +50,7 @@ def write_page(
         location,
         "i3d.tasks.evaluate",
         "evaluation_page",
-        filters={"interval": _interval, "counted": _counted},
+        filters={"interval": _interval, "counted": _count_text},
         evaluation=evaluation,
         about=evaluation.predictions.about,
         labels=LABELS,
@@ -71,12 +71,12 @@ def _interval(share: Proportion, digits: int = 2) -> str:
     return f"{percent(share.low, digits)}\N{EN DASH}{percent(share.high, digits)}"
 
 
-def _counted(number: int, noun: str, nouns: str = "") -> str:
+def _count_text(number: int, noun: str, nouns: str = "") -> str:
     """``1 video``, ``1,200 videos``; `nouns` where the plural is not made by an s."""
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
 
 
-def _reported(share: float) -> str:
+def _report_text(share: float) -> str:
     """A published percentage with its own digits, as wide as one of ours with two."""
     text = percent(share)
     return f"{text[:-1]}\N{FIGURE SPACE}" if text.endswith("0") else text
@@ -108,8 +108,8 @@ def _accuracy(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _published(result: Published, mark: str) -> dict[str, str]:
-    top5 = "" if result.top5 is None else _reported(result.top5)
-    return {"mark": mark, "top1": _reported(result.top1), "top5": top5}
+    top5 = "" if result.top5 is None else _report_text(result.top5)
+    return {"mark": mark, "top1": _report_text(result.top1), "top5": top5}
 
 
 # --- calibration: accuracy against confidence, above the number of videos, over one axis ----------
@@ -198,7 +198,7 @@ def _point(b: ReliabilityBin, most_videos: int) -> _Point:
         bar_y=HISTOGRAM_TOP + HISTOGRAM_HEIGHT - height,
         bar_width=_x(b.upper) - _x(b.lower) - 2,
         bar_height=height,
-        text=f"{_counted(b.videos, 'video')}, {percent(b.confidence, 1)} % sure, "
+        text=f"{_count_text(b.videos, 'video')}, {percent(b.confidence, 1)} % sure, "
         f"{percent(accuracy.value, 1)} % right ({_interval(accuracy, 1)})",
     )
 

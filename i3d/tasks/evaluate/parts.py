@@ -13,7 +13,7 @@ import numpy as np
 from i3d import files
 from i3d.errors import DatasetError, UsageError
 from i3d.presets import STREAMS, Stream
-from i3d.records import differences, parsed, plain, refuse_other_settings
+from i3d.records import differences, parse, plain, refuse_other_settings
 from i3d.tasks.evaluate.predictions import KIND, MAX_BYTES, About
 
 
@@ -55,7 +55,7 @@ class Part:
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                before = parsed(KIND, About, arrays["about"].tobytes(), where)
+                before = parse(KIND, About, arrays["about"].tobytes(), where)
                 refuse_other_settings(where, differences(before.settings, about.settings))
                 videos = arrays["videos"].tolist()
                 streams: list[Stream] = [s for s in STREAMS if s in about.checkpoints]

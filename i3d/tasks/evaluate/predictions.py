@@ -21,7 +21,7 @@ from i3d.clips import Views
 from i3d.data.shards import Failure
 from i3d.errors import DatasetError, UsageError
 from i3d.presets import STREAMS, Stream
-from i3d.records import parsed, plain
+from i3d.records import parse, plain
 from i3d.tasks.network import UsedCheckpoint
 
 KIND = "i3d predictions 1"
@@ -37,12 +37,12 @@ class About:
         dataset: name of the videos' folder.
         classes: class names in the order of the logits.
         preset: name of the preprocessing.
-        frames: of each clip.
-        clips: of each video.
-        crops: of each clip.
+        frames: length of each clip.
+        clips: number from each video.
+        crops: number from each clip.
         precision: ``fp32``, or what autocast used.
         checkpoints: stream -> network.
-        versions: of the software, and of what made the shards.
+        versions: software, and what made the shards.
         found: videos of the plan; those with logits and those skipped together.
         skipped: the videos without logits, and why; sorted.
     """
@@ -182,7 +182,7 @@ def _read_parquet(location: files.Location) -> Predictions:
     metadata = (table.schema.metadata or {}).get(b"i3d")
     if metadata is None:
         raise DatasetError(f"{location}: i3d did not write this file: it has no i3d metadata")
-    about = parsed(KIND, About, metadata, str(location))
+    about = parse(KIND, About, metadata, str(location))
     logits: dict[Stream, np.ndarray] = {}
     try:
         videos = tuple(str(video) for video in table["video"].to_pylist())
@@ -196,7 +196,7 @@ def _read_parquet(location: files.Location) -> Predictions:
         raise DatasetError(f"{location}: its columns are not those of predictions ({error})") from (
             None
         )
-    return _checked(Predictions(about, videos, targets, logits), str(location))
+    return _check(Predictions(about, videos, targets, logits), str(location))
 
 
 def _read_csv(location: files.Location) -> Predictions:
@@ -204,7 +204,7 @@ def _read_csv(location: files.Location) -> Predictions:
     if not files.exists(beside):
         raise DatasetError(f"{location}: {beside} is missing; it says what the logits are")
     with files.open_read(beside) as file:
-        about = parsed(KIND, About, file.read(MAX_ABOUT_BYTES), beside)
+        about = parse(KIND, About, file.read(MAX_ABOUT_BYTES), beside)
     count = len(about.classes)
     videos: list[str] = []
     targets: list[int] = []
@@ -227,10 +227,10 @@ def _read_csv(location: files.Location) -> Predictions:
             line = reader.line_num
             raise DatasetError(f"{location}, line {line}: not a row of logits ({error})") from None
     logits = {s: table[:, i * count : (i + 1) * count].copy() for i, s in enumerate(streams)}
-    return _checked(Predictions(about, tuple(videos), np.array(targets, int), logits), location)
+    return _check(Predictions(about, tuple(videos), np.array(targets, int), logits), location)
 
 
-def _checked(predictions: Predictions, where: files.Location) -> Predictions:
+def _check(predictions: Predictions, where: files.Location) -> Predictions:
     """Refuse a table that contradicts itself."""
     about, targets = predictions.about, predictions.targets
     if not predictions.logits or set(predictions.logits) != set(about.checkpoints):
@@ -255,8 +255,8 @@ def fuse(tables: Sequence[Predictions], names: Sequence[str]) -> Predictions:
     A video that one of them lacks is skipped, with its reason there.
 
     Args:
-        tables: with different streams, of one dataset.
-        names: of their files, for messages.
+        tables: different streams of one dataset.
+        names: their files', for messages.
 
     Raises:
         UsageError: a stream twice, other classes, another truth, or other settings.

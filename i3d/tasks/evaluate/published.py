@@ -22,9 +22,9 @@ class Published:
     Attributes:
         row: ``rgb``, ``flow`` or ``two_stream``.
         checkpoints: names of the networks.
-        top1: in 0..1.
-        top5: in 0..1; None where it was not reported.
-        protocol: on which videos and how, and who reports it.
+        top1: share in 0..1.
+        top5: share in 0..1; None where it was not reported.
+        protocol: the videos, how they were looked at, and who reports it.
     """
 
     row: str

@@ -29,7 +29,7 @@ class Mistake:
         video: its key.
         truth: index of its class.
         predicted: index of the best class.
-        probability: of the best class, in 0..1.
+        probability: the best class's, in 0..1.
     """
 
     video: str
@@ -52,12 +52,12 @@ class Cost:
     """What the run took; empty for logits that were read from files.
 
     Attributes:
-        seconds: from the first video to the last.
-        videos: that were evaluated in it, those of an earlier run not counted.
-        device: of each process.
+        seconds: time from the first video to the last.
+        videos: number evaluated in it, an earlier run's not counted.
+        device: each process's.
         processes: how many.
-        workers: of each process.
-        batch_size: of each process.
+        workers: each process's.
+        batch_size: each process's.
     """
 
     seconds: float

@@ -121,7 +121,7 @@ def extract(
         checkpoints: names, paths or URLs (:func:`i3d.load`) of an RGB network, a flow network or
             both.
         options: what and how.
-        world: which videos are this process's; default: from the launcher's environment.
+        world: this process's part of the videos; default: from the launcher's environment.
         patience_seconds: how long process 0 waits for another video of the other processes, before
             it reports what is there.
         progress: draw a progress bar on process 0.

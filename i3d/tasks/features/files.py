@@ -34,7 +34,7 @@ from i3d.data.shards import FAILURES_FILE
 from i3d.errors import DatasetError, UsageError
 from i3d.parallel.pool import temporary_file
 from i3d.presets import Stream
-from i3d.records import differences, plain, refuse_other_settings, sealed, split_seal
+from i3d.records import differences, plain, refuse_other_settings, seal, split_seal
 from i3d.tasks.network import UsedCheckpoint
 
 KIND = "i3d features 1"
@@ -52,18 +52,18 @@ class FeatureSettings:
 
     Attributes:
         dataset: name of the videos' folder.
-        container: of the videos' files: ``npz`` or ``npy``.
+        container: ``npz`` or ``npy``, a file a video.
         preset: name of the preprocessing.
         fps: frames a second of the preset.
         endpoint: ``clip``, ``steps`` or the name of a layer.
         classes: names in the order of the logits; empty for other endpoints.
         window_frames: frames of a window.
-        step_frames: from one window's start to the next one's; in seconds it may be a fraction.
+        step_frames: distance of two windows' starts; one in seconds may be a fraction.
         rest: what becomes of frames after the last whole window: ``drop`` or ``keep``.
         short: what becomes of a video shorter than a window: ``loop`` or ``error``.
         precision: ``fp32``, or what autocast used.
         checkpoints: stream -> network.
-        versions: of the software, and of what made the shards.
+        versions: software, and what made the shards.
     """
 
     dataset: str
@@ -88,7 +88,7 @@ class VideoAbout:
     Attributes:
         video: its key.
         source: its path below the dataset's folder.
-        frames: at the preset's rate, before looping.
+        frames: number at the preset's rate, before looping.
         seconds: their duration.
         looped: whether it was shorter than a window and repeated.
         damage: what was lost of a damaged file, or None.
@@ -181,8 +181,8 @@ class FeatureFolder:
 
     Args:
         folder: path or URL.
-        settings: of all of them.
-        keys: of the videos of the plan, in its order.
+        settings: what all of them have in common.
+        keys: the plan's videos, in its order.
 
     Raises:
         UsageError: the folder was begun with other settings; the message names the differences.
@@ -203,7 +203,7 @@ class FeatureFolder:
             raise UsageError(
                 f"{self.folder} holds features without their {SETTINGS_FILE}; name another folder"
             )
-        data = sealed(KIND, self.settings)
+        data = seal(KIND, self.settings)
         try:
             files.create(location, data)
         except FileExistsError:

@@ -20,8 +20,8 @@ def resize_bilinear(
 
     Args:
         frames: uint8 (T, H, W, 3).
-        height: of the whole result.
-        width: likewise.
+        height: pixels of the whole result.
+        width: pixels of the whole result.
         half_pixel: see above.
         box: rows and columns of the result that are computed.
     """

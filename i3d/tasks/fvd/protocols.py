@@ -47,10 +47,10 @@ class Protocol:
         resize: bilinear without antialiasing; source of output pixel i at ``i * in / out`` (TF1's
             ``resize_bilinear``), or at ``(i + 0.5) * in / out - 0.5``.
         fit: ``squash`` to a square, or the short side to ``size`` and ``crop`` the centre.
-        frames: of each clip, from the video's first.
+        frames: length of each clip, from the video's first.
         stride: every so many frames of the video.
-        divisor: of the covariance: ``n-1`` or ``n``.
-        videos: of each set, from the first; None: all.
+        divisor: the covariance's: ``n-1`` or ``n``.
+        videos: number of each set, from the first; None: all.
 
     Raises:
         UsageError: a value without meaning.

@@ -37,10 +37,10 @@ class Tally:
         used: N.
         origin: ``files`` (every frame at the file's own rate), ``array``, ``shards-PRESET``
             (frames at the preset's rate and size, coded as JPEG) or ``features``.
-        found: in the set.
-        skipped: that could not be used.
-        left_out: beyond the protocol's number.
-        reasons: of those that were skipped in this run.
+        found: number in the set.
+        skipped: number that could not be used.
+        left_out: number beyond the protocol's.
+        reasons: why videos were skipped in this run.
     """
 
     used: int
@@ -62,15 +62,15 @@ class Result:
 
     Attributes:
         value: Fréchet's distance, at least 0.
-        protocol: with what was changed.
+        protocol: the named one, with what was changed.
         weights: the network's; None where features were given.
-        precision: of its arithmetic.
+        precision: its arithmetic's.
         dimensions: D, of the features.
         real: the first set.
         fake: the second.
         interval: 95 %, where a set has fewer than 256 videos.
         kvd: kernel distance, unbiased; None if not asked for.
-        points: of the curve over the number of videos; empty if not asked for.
+        points: the curve over the number of videos; empty if not asked for.
     """
 
     value: float

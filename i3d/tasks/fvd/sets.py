@@ -28,7 +28,7 @@ from i3d.metrics.frechet import Moments
 from i3d.models.i3d import I3D
 from i3d.parallel.ahead import check_shared_memory, read_items
 from i3d.parallel.process import choose_workers, terminated_cleanly
-from i3d.parallel.world import World, connected, world_from_environment
+from i3d.parallel.world import World, connect, world_from_environment
 from i3d.report.plot import check_plot
 from i3d.tasks.fvd.clip_sets import (
     ClipSet,
@@ -260,7 +260,7 @@ def _measure(
         weights, precision = _agree(sides, used, embedder, options)
         if save_statistics is not None and sides[0].name not in clips:
             raise UsageError("statistics are saved of the real set's videos; it has none")
-        with connected(world) as group, terminated_cleanly():
+        with connect(world) as group, terminated_cleanly():
             job = _SetMoments(embedder, clips, used, world, keep=keep)
             job.run(options, device, progress=progress)
             gathered = group.gather(job.part())

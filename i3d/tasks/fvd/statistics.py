@@ -21,7 +21,7 @@ import numpy as np
 from i3d import files
 from i3d.errors import DatasetError, UsageError
 from i3d.metrics.frechet import MAX_DIMENSIONS, Moments
-from i3d.records import differences, sealed, unsealed
+from i3d.records import differences, read_sealed, seal
 from i3d.tasks.fvd.protocols import Protocol, find_protocol
 
 FORMAT = "i3d-fvd-statistics-1"
@@ -57,13 +57,13 @@ class Record:
     Attributes:
         protocol: all of it, with what was changed.
         weights: the network's.
-        precision: of its arithmetic.
+        precision: its arithmetic's.
         origin: ``files``, ``array`` or ``shards-PRESET``.
         found: videos in the set.
         left_out: videos beyond the protocol's number.
         skipped: videos that could not be used; found = n + left_out + skipped.
         i3d: version that wrote it.
-        arrays_sha256: of the other arrays.
+        arrays_sha256: hash of the other arrays.
     """
 
     protocol: Protocol
@@ -103,7 +103,7 @@ def write_statistics(location: files.Location, record: Record, moments: Moments)
     rows = moments.rows
     if rows is not None and len(rows) <= min(MAX_ROWS, max(256, moments.dimensions)):
         arrays["features"] = rows
-    data = sealed(FORMAT, replace(record, arrays_sha256=_digest(arrays)))
+    data = seal(FORMAT, replace(record, arrays_sha256=_digest(arrays)))
     with files.atomic_file(location) as path, path.open("wb") as f:
         np.savez(f, metadata=np.frombuffer(data, np.uint8), **arrays)  # type: ignore[arg-type]  # savez's own flag
 
@@ -127,7 +127,7 @@ def read_statistics(arrays: Mapping[str, np.ndarray], where: str) -> tuple[Recor
     metadata = arrays["metadata"]
     if metadata.dtype != np.uint8 or metadata.ndim != 1 or len(metadata) > MAX_METADATA:
         raise DatasetError(f"{where}: its metadata are not what i3d writes")
-    record = unsealed(FORMAT, Record, metadata.tobytes(), where)
+    record = read_sealed(FORMAT, Record, metadata.tobytes(), where)
     try:
         find_protocol(record.protocol.name)
     except UsageError as error:

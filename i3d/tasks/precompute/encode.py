@@ -51,10 +51,10 @@ class EncodedVideo:
     """What a worker found; the pictures are in the files of its `Result`, RGB before flow.
 
     Attributes:
-        height: of the resized frames, pixels.
-        width: likewise.
+        height: pixels of the resized frames.
+        width: pixels of the resized frames.
         rgb: sizes and checksums of the frames.
-        flow: of the flows; None without.
+        flow: the flows'; None without.
         damage: what was lost of a damaged video, or None.
         error: why the video cannot be used; the rest is then empty, and there are no files.
     """

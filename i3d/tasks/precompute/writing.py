@@ -128,11 +128,11 @@ def precompute(
     """Turn a dataset of videos into shards; what is there already is not made again.
 
     Args:
-        videos: which videos, and their labels.
+        videos: the dataset, and its labels.
         output: folder of the shards; path or URL.
         settings: what changes the bytes.
-        work: by how many, and where.
-        world: which shards are this process's; default: from the launcher's environment.
+        work: processes, and the flow's device.
+        world: this process's part of the shards; default: from the launcher's environment.
         patience_seconds: how long process 0 waits for another shard of the other processes, before
             it reports what is there; longer where its own shards took longer.
         progress: draw a progress bar on process 0.

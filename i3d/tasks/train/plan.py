@@ -34,12 +34,12 @@ class Plan:
     """A run before it begins.
 
     Attributes:
-        run: which run it is.
+        run: folder, data and beginning.
         options: what the user gave, before the recipe completes it.
         data: the videos.
         val_seal: seal of the shards to validate on; None without them.
         recipe: the numbers of the recipe, the user's in place of its own.
-        order: which clips a step has.
+        order: the clips of each step.
         schedule: the learning rate's course.
         device: ``cpu`` or ``cuda:N``.
         workers: processes that read for this one.

@@ -21,7 +21,7 @@ from i3d import files
 from i3d.console import progress_bar, show
 from i3d.errors import UsageError
 from i3d.models.i3d import I3D
-from i3d.parallel.world import World, connected, world_from_environment
+from i3d.parallel.world import World, connect, world_from_environment
 from i3d.presets import Stream
 from i3d.records import differences, refuse_other_settings
 from i3d.tasks.train.interrupts import stop_requests
@@ -93,7 +93,7 @@ def train(
     start = _begin(plan, say, progress=progress) if state is None else _go_on(plan, state, say)
     for line in (*start.notes, *describe_plan(plan)):
         say(line)
-    with connected(world) as group, stop_requests() as stop:
+    with connect(world) as group, stop_requests() as stop:
         loop = Loop(plan, start, state, group, say)
         with progress_bar(
             world.title("train") if progress else None,

@@ -178,7 +178,7 @@ def test_clips_are_the_formulas(shape, resize, fit):
 # --- the number -----------------------------------------------------------------------------------
 
 
-def parsed(line):
+def parse(line):
     """value, name and settings of a printed line."""
     head, value, name, *words = shlex.split(line)
     assert head == "FVD"
@@ -240,7 +240,7 @@ def test_every_number_follows_from_its_line(sets, checkpoint, protocol, changes)
         changes=changes,
         options=FAST,
     )
-    value, name, settings = parsed(str(result).splitlines()[0])
+    value, name, settings = parse(str(result).splitlines()[0])
     assert name.startswith(protocol)
     theirs, _, _ = independent_fvd(settings, arrays["real"], arrays["fake"])
     assert value == pytest.approx(theirs, rel=NOISE)
@@ -274,7 +274,7 @@ def test_kernel_distance_and_curve(sets, checkpoint, reference):
         kvd=True,
         curve=True,
     )
-    _, _, settings = parsed(result.line)
+    _, _, settings = parse(result.line)
     _, x, y = independent_fvd(settings, arrays["real"], arrays["fake"])
     options = {"degree": 3, "gamma": 1 / 3, "coef0": 1}
     within = [polynomial_kernel(z, **options) for z in (x, y)]
@@ -869,7 +869,7 @@ def test_real_clips_in_float64(bundle_folder, tmp_path):
             protocol=protocol,
             options=FAST,
         )
-        value, _, settings = parsed(result.line)
+        value, _, settings = parse(result.line)
         theirs, _, _ = independent_fvd(settings, *sets)
         assert value == pytest.approx(theirs, rel=1e-4)
 
