@@ -102,7 +102,9 @@ def test_resuming_with_other_settings_names_the_difference(folder):
         "parameter new: absent, now 1": plan(parameters={**manifest.parameters, "new": 1}),
         'version of simplejpeg: "1.9.0", now "2.0"': plan(versions={"simplejpeg": "2.0"}),
         # Equal to Python, and other bytes in the manifest.
-        "parameter quality: 95, now 95.0": plan(parameters={**manifest.parameters, "quality": 95.0}),
+        "parameter quality: 95, now 95.0": plan(
+            parameters={**manifest.parameters, "quality": 95.0}
+        ),
         '"trim": 0, ': plan(parameters={**manifest.parameters, "trim": 0}),
         '"trim": false}': plan(
             parameters={k: v for k, v in manifest.parameters.items() if k != "x"}
