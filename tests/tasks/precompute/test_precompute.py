@@ -263,7 +263,7 @@ def test_other_settings_are_refused_by_name(videos, reference, tmp_path):
     with pytest.raises(UsageError, match=r"quality 95.*quality 90"):
         settings = Settings(short_side=48, clips_per_shard=3, rgb_quality=90)
         run_precompute(videos, reference, settings=settings)
-    with pytest.raises(UsageError, match="classes: 'kinetics400', now 'kinetics600'"):
+    with pytest.raises(UsageError, match='classes: "kinetics400", now "kinetics600"'):
         run_precompute(videos, reference, classes="kinetics600")
     assert contents(reference) == before
 

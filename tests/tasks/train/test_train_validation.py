@@ -18,7 +18,7 @@ def test_validation_is_evaluate(run, val):
     """`i3d evaluate` on what was kept gives what the run logged."""
     outcome, folder = run(val=val, epochs=3, val_frames=12)
     assert [row["epoch"] for row in rows(folder, "validation.csv")] == [1, 2, 3]
-    options = evaluate_options.Options(frames=12, workers=0, device="cpu")
+    options = evaluate_options.EvaluateOptions(frames=12, workers=0, device="cpu")
     for name, logged in (("last", outcome.validation), ("best", outcome.best)):
         path = folder / f"{name}.safetensors"
         predictions = evaluate(val, {"rgb": path}, options=options).evaluation
