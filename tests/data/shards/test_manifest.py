@@ -105,7 +105,7 @@ def test_resuming_with_other_settings_names_the_difference(folder):
         "parameter quality: 95, now 95.0": plan(
             parameters={**manifest.parameters, "quality": 95.0}
         ),
-        '"trim": 0, ': plan(parameters={**manifest.parameters, "trim": 0}),
+        "parameter trim: false, now 0": plan(parameters={**manifest.parameters, "trim": 0}),
         '"trim": false}': plan(
             parameters={k: v for k, v in manifest.parameters.items() if k != "x"}
         ),
