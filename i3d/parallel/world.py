@@ -38,9 +38,9 @@ LAUNCHERS = {
 # machines that vanish without closing their connections.
 PATIENCE = timedelta(hours=3)
 CONNECTING = timedelta(minutes=5)
-# Of a process that only sees the others' files. Launchers end all processes when one fails; this is
-# for those that do not, and long enough for a shard of a slow node.
-PATIENCE_SECONDS = 600.0
+# Of a process that only sees the others' files; jobs take three times their slowest piece where
+# that is longer. Launchers end all processes when one fails; this is for those that do not.
+PATIENCE_SECONDS = 300.0
 LOOK_SECONDS = 2.0  # between two looks at a shared folder
 
 

@@ -123,7 +123,7 @@ def extract(
         options: what and how.
         world: this process's part of the videos; default: from the launcher's environment.
         patience_seconds: how long process 0 waits for another video of the other processes, before
-            it reports what is there.
+            it reports what is there; longer where its own videos took longer.
         progress: draw a progress bar on process 0.
 
     Raises:
@@ -179,7 +179,8 @@ def extract(
     rows, frames, failed = job.rows, job.frames, job.failed
     found, done, already = len(mine), len(mine) - len(failed), len(mine) - len(todo)
     if world.first and world.size > 1:
-        _await_others(folder, patience_seconds, progress=progress)
+        patience = max(patience_seconds, 3 * job.slowest_seconds)
+        _await_others(folder, patience, progress=progress)
         there = folder.done()
         rows, frames = folder.measure(there - before)
         failed = folder.failures()
@@ -333,6 +334,7 @@ class _Extraction:
         self.source, self.folder = source, folder
         self.rows = self.frames = 0
         self.failed: dict[int, str] = {}
+        self.slowest_seconds = 0.0  # between two videos
         self._open: dict[int, VideoWindows] = {}
 
     def run(self, todo: Sequence[int], workers: int, threads: int, bar: Bar) -> None:
@@ -346,9 +348,13 @@ class _Extraction:
             pin=any(network.device != "cpu" for network in self.networks.values()),
         )
         start, done = time.monotonic(), 0
+        finished = start  # the last video
         try:
             for chunk in chunks:
-                done += self._take(chunk)
+                if self._take(chunk):
+                    done, now = done + 1, time.monotonic()
+                    self.slowest_seconds = max(self.slowest_seconds, now - finished)
+                    finished = now
                 rate = self.frames / (time.monotonic() - start)
                 bar.update(done, note=f"{rate:.0f} frames/s")
         finally:
