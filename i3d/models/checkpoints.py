@@ -235,7 +235,7 @@ def read_weights(location: files.Location, *, bn_eps: float | None = None) -> We
     if text.endswith(".safetensors"):
         return _read_safetensors(text, bn_eps)
     if text.endswith((".pt", ".pth", ".bin", ".tar", ".pyth")):
-        return read_state_dict(text, bn_eps=bn_eps or BATCH_NORM_EPS)
+        return read_state_dict(text, bn_eps=BATCH_NORM_EPS if bn_eps is None else bn_eps)
     if bn_eps is not None:
         raise UsageError(f"{text}: --bn-eps is for PyTorch state dicts; here it is known (1e-3)")
     if text.endswith(".npz"):
@@ -249,7 +249,7 @@ def _read_safetensors(name: str, bn_eps: float | None) -> Weights:
     """A file of ours, which says itself what its tensors cannot, or another program's."""
     own = read_metadata(name)
     if own is None:
-        return read_state_dict(name, bn_eps=bn_eps or BATCH_NORM_EPS)
+        return read_state_dict(name, bn_eps=BATCH_NORM_EPS if bn_eps is None else bn_eps)
     if bn_eps is not None:
         raise UsageError(f"{name}: its own bn_eps is {own.bn_eps}; leave --bn-eps out")
     weights = read_state_dict(name, bn_eps=own.bn_eps, width=own.width)

@@ -10,7 +10,7 @@ import torch
 from support import bundles
 from support.golden import shared
 
-from i3d.errors import UsageError
+from i3d.errors import I3DError, UsageError
 from i3d.models.checkpoints import load, read_weights, save
 from i3d.tasks.convert import convert
 
@@ -58,6 +58,14 @@ def test_convert_refuses_what_it_cannot_write(tmp_path):
     with pytest.raises(UsageError, match="bn-eps"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.npz", bn_eps=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("bn_eps", [0.0, -1e-3, 1.0])
+def test_an_epsilon_that_no_network_has_is_refused(tmp_path, bn_eps):
+    torch.save(bundles.small_model().state_dict(), tmp_path / "a.pt")
+    with pytest.raises(I3DError, match=f"bn_eps is {bn_eps}"):
+        convert(tmp_path / "a.pt", tmp_path / "b.npz", bn_eps=bn_eps)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
 def test_convert_keeps_class_names(tmp_path):
