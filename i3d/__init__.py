@@ -16,8 +16,7 @@ Names are imported at first use, so that ``import i3d`` is quick.
 from typing import TYPE_CHECKING
 
 from i3d.lazy import lazy_names
-
-__version__ = "0.1.0"
+from i3d.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from i3d.clips import flow_clip, rgb_clip

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import click
 
-import i3d
 from i3d.command import CONTEXT, command
 from i3d.data.videos import VideoSet
 from i3d.demo.options import DemoOptions
@@ -31,6 +30,7 @@ from i3d.tasks.options import (
 from i3d.tasks.precompute.options import PrecomputeOutputs, Settings, Work
 from i3d.tasks.predict.options import PredictOptions
 from i3d.tasks.train.options import RunOptions, TrainOptions
+from i3d.version import VERSION
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,7 +61,7 @@ def _message(error: Exception) -> str:
 
 
 @click.group(context_settings=CONTEXT)
-@click.version_option(i3d.__version__, prog_name="i3d")
+@click.version_option(VERSION, prog_name="i3d")
 def cli() -> None:
     """I3D action recognition with the original model's numbers."""
 

@@ -1,1 +1,1 @@
-"""One file per job; the command line and the Python names call these."""
+"""A folder a job, its options and the command's part in it; small jobs are one file."""

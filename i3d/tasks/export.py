@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import i3d
 from i3d import files
 from i3d.clips import FLOW_STEPS, FLOW_ZERO
 from i3d.errors import CheckpointError, UsageError
@@ -21,6 +20,7 @@ from i3d.models.i3d import I3D
 from i3d.models.memory import reuse_freed_memory
 from i3d.presets import MIN_FRAMES, STREAM_CHANNELS, find_preset
 from i3d.tasks.network import compute
+from i3d.version import VERSION
 
 SUFFIXES = (".onnx", ".pt2")
 METADATA_FILE = "i3d.json"  # in a .pt2 archive
@@ -170,7 +170,7 @@ def describe(network: I3D, *, precision: str) -> dict[str, Any]:
     if flow:
         preprocessing["flow_bound_pixels"] = preset.flow_bound_pixels
     return {
-        "i3d": i3d.__version__,
+        "i3d": VERSION,
         "stream": network.stream,
         "num_classes": network.num_classes,
         "classes": list(network.classes) if network.has_class_names else None,

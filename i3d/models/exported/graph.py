@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from i3d.models.folded import FoldedUnit, NeighbourMax
 from i3d.models.i3d import I3D, TABLE, MaxPool, MixedBlock
 from i3d.presets import MIN_FRAMES, STREAM_CHANNELS
+from i3d.version import VERSION
 
 if TYPE_CHECKING:
     import onnx
@@ -45,8 +46,6 @@ def onnx_model(network: I3D, *, half: bool, metadata: str) -> "onnx.ModelProto":
     """
     import onnx
     from onnx import TensorProto, helper
-
-    import i3d
 
     assert network.folded
     graph = _Graph(np.float16 if half else np.float32)
@@ -79,7 +78,7 @@ def onnx_model(network: I3D, *, half: bool, metadata: str) -> "onnx.ModelProto":
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="i3d",
-        producer_version=i3d.__version__,
+        producer_version=VERSION,
     )
     helper.set_model_props(model, {"i3d": metadata})
     onnx.checker.check_model(model, full_check=True)

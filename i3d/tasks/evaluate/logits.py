@@ -20,7 +20,6 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-import i3d
 from i3d import files
 from i3d.clips import flow_clip, loop_frames, rgb_clip
 from i3d.console import Bar, progress_bar, say, say_written, show
@@ -45,6 +44,7 @@ from i3d.tasks.evaluate.predictions import (
 )
 from i3d.tasks.evaluate.result import Cost, Evaluation
 from i3d.tasks.network import Batcher, Network, choose_device, device_name, load_network
+from i3d.version import VERSION
 
 PART_SECONDS = 60.0  # of work that a crash may cost
 UNLABELLED = "it has no label to compare with"
@@ -213,7 +213,7 @@ def _describe(
         precision=options.precision,
         checkpoints={s: n.used for s, n in networks.items()},
         versions={
-            "i3d": i3d.__version__,
+            "i3d": VERSION,
             **{name: version(name) for name in libraries},
             **contents.versions,
         },

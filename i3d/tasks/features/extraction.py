@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-import i3d
 from i3d import files
 from i3d.clips import Views
 from i3d.console import Bar, progress_bar, say, show
@@ -46,6 +45,7 @@ from i3d.tasks.features.options import FeatureCheckpoints, FeatureOptions
 from i3d.tasks.features.windows import VideoWindows
 from i3d.tasks.network import Network, choose_device, load_networks
 from i3d.tasks.options import StrictOptions, check_choice
+from i3d.version import VERSION
 
 SHOWN_SKIPS = 10
 
@@ -286,7 +286,7 @@ def _describe(
 def _versions(contents: Contents, networks: Mapping[Stream, Network]) -> dict[str, str]:
     """The software whose arithmetic is in the features."""
     libraries = ["torch", "numpy", "av" if contents.shards is None else "simplejpeg"]
-    versions = {"i3d": i3d.__version__, **{name: version(name) for name in libraries}}
+    versions = {"i3d": VERSION, **{name: version(name) for name in libraries}}
     if contents.shards is None:
         import av
         import cv2

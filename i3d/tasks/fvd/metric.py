@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import i3d
 from i3d import files
 from i3d.errors import UsageError
 from i3d.metrics.frechet import Moments
@@ -23,6 +22,7 @@ from i3d.tasks.fvd.result import Result, Tally, compute_result
 from i3d.tasks.fvd.statistics import Record, WeightsRecord, write_statistics
 from i3d.tasks.network import choose_device
 from i3d.tasks.options import ComputeOptions, Precision
+from i3d.version import VERSION
 
 
 class FewVideosWarning(UserWarning):
@@ -186,7 +186,7 @@ def make_record(protocol: Protocol, weights: WeightsRecord, precision: str, tall
         found=tally.found,
         left_out=tally.left_out,
         skipped=tally.skipped,
-        i3d=i3d.__version__,
+        i3d=VERSION,
         arrays_sha256="",
     )
 

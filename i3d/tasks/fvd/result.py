@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-import i3d
 from i3d.data.shards import Failure
 from i3d.errors import DatasetError, UsageError
 from i3d.metrics.frechet import (
@@ -25,6 +24,7 @@ from i3d.metrics.frechet import (
 )
 from i3d.tasks.fvd.protocols import SCALE, Protocol, find_protocol
 from i3d.tasks.fvd.statistics import WeightsRecord
+from i3d.version import VERSION
 
 REASONS_SHOWN = 3  # of skipped videos
 
@@ -114,7 +114,7 @@ class Result:
         settings["dimensions"] = self.dimensions
         for side, videos in (("real", self.real), ("fake", self.fake)):
             settings[side] = f"{videos.used}:{videos.origin}"
-        settings["i3d"] = i3d.__version__
+        settings["i3d"] = VERSION
         words = [shlex.quote(f"{key}={value}") for key, value in settings.items()]
         return f"FVD {self.value:.8g} {shlex.quote(f'[{self.name}]')} {' '.join(words)}"
 
@@ -146,7 +146,7 @@ class Result:
             "kvd": self.kvd,
             "curve": [asdict(point) for point in self.points],
             "endless": self.endless,
-            "versions": {"i3d": i3d.__version__, **{n: version(n) for n in ("torch", "numpy")}},
+            "versions": {"i3d": VERSION, **{n: version(n) for n in ("torch", "numpy")}},
         }
 
     @property

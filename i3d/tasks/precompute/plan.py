@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-import i3d
 from i3d import files
 from i3d.data.kinetics import Dataset
 from i3d.data.shards import Manifest, PlannedSample, plan_shards
@@ -13,6 +12,7 @@ from i3d.data.shards.pictures import encoding_parameters, encoding_versions
 from i3d.flow import TVL1, flow_kernel
 from i3d.presets import KINETICS_I3D, Stream
 from i3d.tasks.precompute.options import Settings
+from i3d.version import VERSION
 
 
 def make_manifest(
@@ -41,7 +41,7 @@ def make_manifest(
         "seed": settings.seed,
         **encoding_parameters(streams, rgb_quality=settings.rgb_quality),
     }
-    versions = {"i3d": i3d.__version__, **_library_versions(), **encoding_versions(streams)}
+    versions = {"i3d": VERSION, **_library_versions(), **encoding_versions(streams)}
     if settings.flow:
         parameters["flow_bound_pixels"] = KINETICS_I3D.flow_bound_pixels
         parameters["flow_kernel"] = flow_kernel(device)
