@@ -6,7 +6,7 @@ On a terminal it is a bar with rate and time left; elsewhere a plain line every 
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -46,6 +46,16 @@ def say(line: str) -> None:
     """Tell the user something, on standard error."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+def choose_teller(progress: bool, *, first: bool) -> Callable[[str], None] | None:
+    """Who tells the user what was understood: `say` on process 0, nobody on the others.
+
+    Without progress it is None: a library's caller gets Python's warnings.
+    """
+    if not progress:
+        return None
+    return say if first else lambda _: None
 
 
 def say_written(*locations: files.Location | None) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from i3d import files
 from i3d.clips import flow_clip, loop_frames, rgb_clip
-from i3d.console import Bar, progress_bar, say, say_written, show
+from i3d.console import Bar, choose_teller, progress_bar, say, say_written, show
 from i3d.data.reading.clips import ClipSource, Placement, clip_bytes, open_clips
 from i3d.data.shards import Failure
 from i3d.data.videos import Contents, VideoSet, open_videos
@@ -99,6 +99,7 @@ def evaluate(
         I3DError: the storage fails, a worker dies, or another process does.
     """
     world = world_from_environment() if world is None else world
+    tell = choose_teller(progress, first=world.first)
     progress = progress and world.first
     if predictions is not None:
         check_location(predictions)
@@ -107,7 +108,7 @@ def evaluate(
     if not checkpoints:
         raise UsageError("no checkpoint to evaluate; name an RGB one, a flow one or both")
     device = choose_device(options.device, world)
-    with open_videos(videos, labels="required", say=say if progress else None) as contents:
+    with open_videos(videos, labels="required", say=tell) as contents:
         contents.class_names()
         contents.require(list(checkpoints))
         networks = _load(checkpoints, device, options, progress=progress)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from typing import Any
 
 from i3d import files
 from i3d.clips import Views
-from i3d.console import Bar, progress_bar, say, show
+from i3d.console import Bar, choose_teller, progress_bar, show
 from i3d.data.reading.chunks import CHUNK_FRAMES, Chunk, ChunkSource, load_chunks, open_chunks
 from i3d.data.reading.clips import clip_bytes
 from i3d.data.videos import Contents, VideoSet, open_videos
@@ -134,6 +134,7 @@ def extract(
     """
     start = time.monotonic()
     world = world_from_environment() if world is None else world
+    tell = choose_teller(progress, first=world.first)
     progress = progress and world.first
     check_choice("endpoint", options.endpoint, ("clip", "steps", *ENDPOINTS))
     if 0 < len(checkpoints) < len(options.streams):
@@ -144,10 +145,8 @@ def extract(
     form, container = output_format(output, options.format)
     device = choose_device(options.device, world)
     with ExitStack() as stack:
-        contents = stack.enter_context(
-            open_videos(videos, labels="optional", say=say if progress else None)
-        )
-        _warn_of_missing(contents, progress=progress)
+        contents = stack.enter_context(open_videos(videos, labels="optional", say=tell))
+        _warn_of_missing(contents, tell)
         networks = load_networks(
             checkpoints, device=device, precision=options.precision, progress=progress
         )
@@ -233,15 +232,15 @@ def _finish(folder: FeatureFolder, output: files.Location, form: str, world: Wor
 # --- what is read, and by what --------------------------------------------------------------------
 
 
-def _warn_of_missing(contents: Contents, *, progress: bool) -> None:
+def _warn_of_missing(contents: Contents, tell: Callable[[str], None] | None) -> None:
     missing = 0 if contents.dataset is None else len(contents.dataset.missing)
     if not missing:
         return
     text = f"{missing} annotated videos have no file"
-    if progress:
-        say(f"warning: {text}")
-    else:
+    if tell is None:
         warnings.warn(text, stacklevel=3)
+    else:
+        tell(f"warning: {text}")
 
 
 def _describe(

@@ -445,11 +445,15 @@ def refuse_other_features(where: str, before: Mapping[str, Any], settings: Featu
     """
 
     def comparable(document: Mapping[str, Any]) -> dict[str, Any]:
-        used = document.get("checkpoints") or {}
+        used, versions = document.get("checkpoints") or {}, document.get("versions") or {}
+        apart = ("checkpoints", "versions")
         return {
-            **{f.name: document.get(f.name) for f in fields(FeatureSettings)},
+            **{
+                f.name: document.get(f.name) for f in fields(FeatureSettings) if f.name not in apart
+            },
             # under whatever name a checkpoint was given
-            "checkpoints": {stream: c.get("weights_sha256") for stream, c in used.items()},
+            **{f"weights of {s}": used[s].get("weights_sha256") for s in sorted(used)},
+            **{f"version of {name}": versions[name] for name in sorted(versions)},
         }
 
     lines = differences(comparable(before), comparable(plain(settings)))

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from i3d import files
-from i3d.console import Bar, progress_bar, say, show
+from i3d.console import Bar, choose_teller, progress_bar, say, show
 from i3d.data.kinetics import Video
 from i3d.data.shards import (
     Manifest,
@@ -144,10 +144,11 @@ def precompute(
     """
     start = time.monotonic()
     world = world_from_environment() if world is None else world
+    tell = choose_teller(progress, first=world.first)
     progress = progress and world.first
     device = choose_flow_device(work.device, world)
     workers = work.workers or count_cores(world)
-    with open_videos(videos, labels="required", say=say if progress else None) as contents:
+    with open_videos(videos, labels="required", say=tell) as contents:
         chosen = contents.videos
         assert contents.dataset is not None
         missing = len(contents.dataset.missing)
