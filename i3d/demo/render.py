@@ -307,7 +307,7 @@ def render_dataset(
             if not path.exists():
                 place = [seed, ALL_ACTIONS.index(action), number]
                 state = np.random.SeedSequence(place).generate_state(2)
-                jobs.append(_Job(path, action, int(state[0]) << 32 | int(state[1])))
+                jobs.append(_VideoJob(path, action, int(state[0]) << 32 | int(state[1])))
     title = "render" if progress else None
     with console.progress_bar(title, total=len(jobs), unit="videos") as bar:
         for done, (path, mp4) in enumerate(_render_all(jobs, workers=workers), start=1):
@@ -317,7 +317,7 @@ def render_dataset(
 
 
 @dataclass(frozen=True)
-class _Job:
+class _VideoJob:
     """A video that is to be made."""
 
     path: Path
@@ -325,7 +325,7 @@ class _Job:
     seed: int
 
 
-def _render_all(jobs: Sequence[_Job], *, workers: int) -> Iterator[tuple[Path, bytes]]:
+def _render_all(jobs: Sequence[_VideoJob], *, workers: int) -> Iterator[tuple[Path, bytes]]:
     """The files of the jobs, in their order: this process writes them, so none is left half."""
     workers = min(workers, len(jobs))
     if workers <= 1:
@@ -340,6 +340,6 @@ def _render_all(jobs: Sequence[_Job], *, workers: int) -> Iterator[tuple[Path, b
             yield job.path, outcome.value
 
 
-def _work(job: _Job) -> Result:
+def _work(job: _VideoJob) -> Result:
     cv2.setNumThreads(1)  # the workers share the cores
     return Result(encode_mp4(render_video(job.action, job.seed)))

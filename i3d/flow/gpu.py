@@ -93,7 +93,7 @@ class _Scale(ctypes.Structure):
     ]
 
 
-class _Job(ctypes.Structure):
+class _PairJob(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_void_p)
@@ -152,7 +152,13 @@ class Kernels:
             self._check(driver.cuFuncSetAttribute(step, attribute, value))
 
     def launch(
-        self, name: str, job: _Job, grid: tuple[int, int], *, threads: int, shared_bytes: int = 0
+        self,
+        name: str,
+        job: _PairJob,
+        grid: tuple[int, int],
+        *,
+        threads: int,
+        shared_bytes: int = 0,
     ) -> None:
         """Put a kernel in PyTorch's current stream."""
         stream = torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else None
@@ -365,9 +371,9 @@ class BatchSolver:
             )
         return min(wanted, fitting)
 
-    def _make_job(self) -> _Job:
+    def _make_job(self) -> _PairJob:
         parameters = self.parameters
-        return _Job(
+        return _PairJob(
             scales=self._scale_table.data_ptr(),
             gray=self._gray.data_ptr(),
             taps=self._taps.data_ptr(),
