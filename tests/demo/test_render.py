@@ -173,7 +173,9 @@ class Deadly(str):
 
 
 def test_a_killed_worker_is_one_clear_error(tmp_path):
-    good, bad = (render._Job(tmp_path / f"{a}.mp4", a, 0) for a in ("squat", Deadly("walking")))
+    good, bad = (
+        render._VideoJob(tmp_path / f"{a}.mp4", a, 0) for a in ("squat", Deadly("walking"))
+    )
     files = render._render_all([good, bad, good], workers=2)
     assert next(files) == (good.path, encode_mp4(render_video("squat", 0)))
     message = r"walking.mp4: its worker was ended by SIGKILL, perhaps .*what is rendered stays: run"
@@ -182,7 +184,7 @@ def test_a_killed_worker_is_one_clear_error(tmp_path):
 
 
 def test_a_workers_error_is_raised_here(tmp_path):
-    jobs = [render._Job(tmp_path / "a.mp4", "flying", 0)] * 2
+    jobs = [render._VideoJob(tmp_path / "a.mp4", "flying", 0)] * 2
     with pytest.raises(UsageError, match="no action 'flying'") as caught:
         list(render._render_all(jobs, workers=2))
     assert "in render_video" in str(caught.value.__cause__)

@@ -140,7 +140,7 @@ def test_structs_are_laid_out_alike(kernels):
     kernels.stand_in.struct_sizes(sizes)
     ours = (
         ctypes.sizeof(gpu._Scale),
-        ctypes.sizeof(gpu._Job),
+        ctypes.sizeof(gpu._PairJob),
         4 * gpu.SLOT_INTS,
         4 * gpu.COUNTER_INTS,
     )
