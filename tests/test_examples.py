@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.bundles import small_model
+from support.bundles import save_pair
 from support.videos import noise_images, write_video
 
-import i3d
 from i3d.data.videos import VideoSet
 from i3d.tasks.precompute.options import Settings
 from i3d.tasks.precompute.writing import precompute
@@ -37,10 +36,7 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
-    for seed, stream in enumerate(("rgb", "flow")):
-        options = {"stream": stream, "num_classes": 2, "classes": CLASSES}
-        model = small_model(seed, preset="kinetics-i3d-64", **options)
-        i3d.save(model, folder / f"{stream}.safetensors")
+    save_pair(folder, num_classes=2, classes=CLASSES, preset="kinetics-i3d-64")
     return folder
 
 

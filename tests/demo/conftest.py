@@ -4,10 +4,9 @@ import contextlib
 import io
 
 import pytest
-from support.bundles import small_model
+from support.bundles import save_pair
 from support.html import read
 
-import i3d
 from i3d import demo
 from i3d.demo import pipeline, scene
 from i3d.demo.actions import ACTIONS
@@ -23,9 +22,7 @@ def preset():
 @pytest.fixture(scope="session")
 def networks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
-    for seed, stream in enumerate(("rgb", "flow")):
-        model = small_model(seed, stream=stream, classes=ACTIONS, num_classes=12, preset=PRESET)
-        i3d.save(model, folder / f"{stream}.safetensors")
+    save_pair(folder, classes=ACTIONS, num_classes=12, preset=PRESET)
     return folder
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from i3d.models.checkpoints import save
 from i3d.models.i3d import I3D
 
 
@@ -157,3 +158,12 @@ def small_model(seed: int = 0, **options) -> I3D:
         elif name.endswith(("running_mean", "bias")):
             tensor.normal_(0, 0.2)
     return model
+
+
+def save_pair(folder: Path, **options) -> dict[str, Path]:
+    """An RGB and a flow network as checkpoints in the folder: {"rgb": path, "flow": path}."""
+    paths = {}
+    for seed, stream in enumerate(("rgb", "flow")):
+        paths[stream] = folder / f"{stream}.safetensors"
+        save(small_model(seed, stream=stream, **options), paths[stream])
+    return paths

@@ -8,7 +8,6 @@ import torch
 from support import bundles
 
 import i3d
-from i3d.models.checkpoints import save
 from i3d.models.exported.runtimes import ExportedNetwork
 from i3d.tasks.export import export
 
@@ -25,12 +24,7 @@ CLASSES = [f"action {i}" for i in range(7)]
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
     """Two small checkpoints: {"rgb": path, "flow": path}."""
-    folder = tmp_path_factory.mktemp("networks")
-    paths = {}
-    for stream in ("rgb", "flow"):
-        paths[stream] = folder / f"{stream}.safetensors"
-        save(bundles.small_model(stream=stream, num_classes=None, classes=CLASSES), paths[stream])
-    return paths
+    return bundles.save_pair(tmp_path_factory.mktemp("networks"), num_classes=None, classes=CLASSES)
 
 
 @pytest.fixture(scope="module")

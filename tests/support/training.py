@@ -1,7 +1,6 @@
 """Small shards to train on, `i3d train` as a launcher starts it, and what a run left."""
 
 import csv
-import io
 import os
 import socket
 import subprocess
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from support.bundles import small_model
+from support.shards import spool
 
 import i3d
 from i3d.classes import ClassList
 from i3d.data.shards import (
     Manifest,
-    PictureWriter,
     PlannedSample,
     finish_folder,
     plan_shards,
@@ -55,13 +54,6 @@ def video(key, label, frames):
     flow = rng.integers(118, 139, (max(frames - 1, 0), HEIGHT, WIDTH, 2), np.uint8)
     flow[..., 1] += np.uint8([0, 60, 196][label])  # still, down, up (196 is -60)
     return rgb, flow
-
-
-def spool(pictures):
-    writer = PictureWriter(io.BytesIO())
-    for picture in pictures:
-        writer.add(picture)
-    return writer.pictures, writer.file
 
 
 def write_shards(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
-from support.bundles import small_model
+from support.bundles import save_pair, small_model
 from support.golden import shared
 from support.videos import noise_images, write_video
 
@@ -75,10 +75,7 @@ def shards(videos, tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
-    for seed, stream in enumerate(("rgb", "flow")):
-        model = small_model(seed, stream=stream, classes=CLASSES, num_classes=3, preset=PRESET)
-        i3d.save(model, folder / f"{stream}.safetensors")
-    return {s: folder / f"{s}.safetensors" for s in ("rgb", "flow")}
+    return save_pair(folder, classes=CLASSES, num_classes=3, preset=PRESET)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.bundles import small_model
+from support.bundles import save_pair, small_model
 from support.golden import golden
 from support.videos import noise_images, write_video
 
@@ -56,12 +56,7 @@ def videos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
-    for seed, stream in enumerate(("rgb", "flow")):
-        i3d.save(
-            small_model(seed, stream=stream, num_classes=3, preset=PRESET),
-            folder / f"{stream}.safetensors",
-        )
-    return [folder / "rgb.safetensors", folder / "flow.safetensors"]
+    return list(save_pair(folder, num_classes=3, preset=PRESET).values())
 
 
 @pytest.fixture(scope="module")

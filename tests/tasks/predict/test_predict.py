@@ -28,12 +28,8 @@ CLASSES = [f"action {i}" for i in range(7)]
 def networks(tmp_path_factory):
     """Two small checkpoints: {"rgb": path, "flow": path}."""
     folder = tmp_path_factory.mktemp("networks")
-    paths = {}
-    for stream in ("rgb", "flow"):
-        paths[stream] = str(folder / f"{stream}.safetensors")
-        model = bundles.small_model(stream=stream, num_classes=None, classes=CLASSES)
-        save(model, paths[stream])
-    return paths
+    paths = bundles.save_pair(folder, num_classes=None, classes=CLASSES)
+    return {stream: str(path) for stream, path in paths.items()}
 
 
 @pytest.fixture(scope="module")
