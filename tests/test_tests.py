@@ -13,9 +13,6 @@ TEST_FILES = [path for path in FILES if path.name.startswith("test_")]
 NAMES = {path.stem for path in TEST_FILES} | {"conftest"}
 ONLY_HERE = {Path("storage")}  # real servers, which several parts of the package talk to
 
-# Still to be mended; a file that is leaves this list.
-IMPORTS_ITSELF = {"data/test_shards.py"}
-
 IMPORT = re.compile(r"\b(?:from|import)\s+(?:\w+\.)*(\w+)")  # in code for another process
 
 
@@ -36,13 +33,7 @@ def imported(source: str) -> set[str]:
     return found
 
 
-def mark(path: Path):
-    fault = pytest.mark.xfail(reason="imports itself in a process", strict=True)
-    name = name_of(path)
-    return pytest.param(path, id=name, marks=[fault] if name in IMPORTS_ITSELF else [])
-
-
-@pytest.mark.parametrize("path", [mark(path) for path in FILES])
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_file_imports_a_test(path):
     """What two of them need is in tests/support."""
     others = imported(path.read_text()) & NAMES
