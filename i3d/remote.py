@@ -255,7 +255,7 @@ def upload(local: Path, url: Location, *, beside: Callable[[str], str], replace:
                 return _put(local, fs, name, beside=beside, replace=replace)
             except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError):
                 raise
-            except Exception:
+            except Exception:  # whatever it is, the last try tells it
                 time.sleep(seconds)
         _put(local, fs, name, beside=beside, replace=replace)
 
