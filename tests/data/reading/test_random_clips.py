@@ -21,6 +21,12 @@ from i3d.errors import DatasetError, UsageError
 from i3d.tasks.train import train
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Thirteen videos of 4 to 40 frames, in three shards."""
+    return write_shards(tmp_path_factory.mktemp("train"), [4, 40, 12, *range(10, 20)])
+
+
 def test_processes_and_micro_batches_take_parts_of_one_order():
     whole = Order(23, batch_size=8, seed=5)
     for batch, accumulate, size in ((4, 1, 2), (2, 1, 4), (4, 2, 1), (2, 2, 2), (1, 8, 1)):
