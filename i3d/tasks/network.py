@@ -1,7 +1,7 @@
 """A checkpoint's name or file -> a network on a device at a precision, fed batch by batch."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from i3d import files
-from i3d.errors import I3DError, UsageError
+from i3d.errors import CheckpointError, I3DError, UsageError
 from i3d.models.checkpoints import build, fingerprint, load, read_weights, resolve
 from i3d.models.exported.runtimes import ExportedNetwork
 from i3d.models.format import Weights
@@ -212,6 +212,26 @@ def load_networks(
     if not networks:
         raise UsageError("no checkpoint; name an RGB one, a flow one or both")
     return dict(sorted(networks.items(), reverse=True))  # rgb, flow
+
+
+def common_preset(networks: Mapping[Stream, Network], shards: str | None) -> str:
+    """Name of the preprocessing that all networks were made for, and the shards where there are.
+
+    Args:
+        networks: at least one.
+        shards: preset of the shards that they see; None for other videos.
+
+    Raises:
+        CheckpointError: one was made for another.
+    """
+    expected = shards or next(iter(networks.values())).model.preset
+    for network in networks.values():
+        if network.model.preset != expected:
+            raise CheckpointError(
+                f"{network.used.name} was made for preset {network.model.preset}, and "
+                f"{'the shards' if shards else 'the other checkpoint'} for {expected}"
+            )
+    return expected
 
 
 def open_network(

@@ -43,7 +43,14 @@ from i3d.tasks.evaluate.predictions import (
     write_predictions,
 )
 from i3d.tasks.evaluate.result import Cost, Evaluation
-from i3d.tasks.network import Batcher, Network, choose_device, device_name, load_network
+from i3d.tasks.network import (
+    Batcher,
+    Network,
+    choose_device,
+    common_preset,
+    device_name,
+    load_network,
+)
 from i3d.version import VERSION
 
 PART_SECONDS = 60.0  # of work that a crash may cost
@@ -186,7 +193,6 @@ def _describe(
 ) -> About:
     """What is to be evaluated; refuses networks that do not fit the dataset or each other."""
     classes = contents.class_names()
-    preset = contents.preset or next(iter(networks.values())).model.preset
     for network in networks.values():
         model, name = network.model, network.used.name
         if model.num_classes != len(classes) or (
@@ -198,16 +204,11 @@ def _describe(
                 f"({_first(classes)}); name --classes of the checkpoint when you prepare the "
                 "videos, or another checkpoint"
             )
-        if model.preset != preset:
-            raise CheckpointError(
-                f"{name} was made for preset {model.preset}, and "
-                f"{'the shards' if contents.preset else 'the other checkpoint'} for {preset}"
-            )
     libraries = "torch", "numpy", "simplejpeg"
     return About(
         dataset=contents.name,
         classes=classes,
-        preset=preset,
+        preset=common_preset(networks, contents.preset),
         frames=options.frames,
         clips=options.clips,
         crops=options.crops,

@@ -43,7 +43,7 @@ from i3d.tasks.features.files import (
 from i3d.tasks.features.merged import merge, output_format, read_merged
 from i3d.tasks.features.options import FeatureCheckpoints, FeatureOptions
 from i3d.tasks.features.windows import VideoWindows
-from i3d.tasks.network import Network, choose_device, load_networks
+from i3d.tasks.network import Network, choose_device, common_preset, load_networks
 from i3d.tasks.options import StrictOptions, check_choice
 from i3d.version import VERSION
 
@@ -248,23 +248,17 @@ def _describe(
 ) -> FeatureSettings:
     """What is to be computed; refuses networks that do not fit the dataset or each other."""
     contents.require(list(networks))
-    models = {stream: network.model for stream, network in networks.items()}
-    first = next(iter(models.values()))
-    expected = contents.preset or first.preset
-    for stream, model in models.items():
-        if model.preset != expected:
-            raise CheckpointError(
-                f"{networks[stream].used.name} was made for preset {model.preset}, and "
-                f"{'the shards' if contents.preset else 'the other checkpoint'} for {expected}"
-            )
+    models = [network.model for network in networks.values()]
+    first = models[0]
+    preset = common_preset(networks, contents.preset)
     scores = options.endpoint in ("Logits", "Predictions")
-    if scores and any(model.classes != first.classes for model in models.values()):
+    if scores and any(model.classes != first.classes for model in models):
         raise CheckpointError("the checkpoints tell other classes apart; run each by itself")
-    fps = find_preset(expected).fps
+    fps = find_preset(preset).fps
     return FeatureSettings(
         dataset=contents.name,
         container=container,
-        preset=expected,
+        preset=preset,
         fps=fps,
         endpoint=options.endpoint,
         classes=first.classes if scores else (),
