@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def test_no_file_imports_a_test(path):
 )
 def test_every_way_to_import_one_is_seen(source):
     assert "test_pool" in imported(source.replace("test_{}", "test_pool"))
+
+
+def test_no_helper_hides_a_module_of_the_standard_library():
+    """A helper that is run as a script has its folder first on its path: ``html`` broke moto."""
+    helpers = {path.stem for path in TESTS.rglob("*.py")} - NAMES
+    assert not helpers & sys.stdlib_module_names
 
 
 def test_file_names_are_unique():

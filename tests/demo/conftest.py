@@ -5,7 +5,7 @@ import io
 
 import pytest
 from support.bundles import save_pair
-from support.html import read
+from support.pages import read
 
 from i3d import demo
 from i3d.demo import pipeline, scene

@@ -3,7 +3,7 @@
 from urllib.parse import unquote
 
 import pytest
-from support.html import decode_picture, inline_hash, policy
+from support.pages import decode_picture, inline_hash, policy
 
 from i3d.demo.actions import ACTIONS
 from i3d.demo.sequence import SEQUENCE, action_at

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from jinja2 import UndefinedError
-from support.html import decode_picture, inline_hash, policy, read
+from support.pages import decode_picture, inline_hash, policy, read
 
 from i3d.report.page import embed_picture, percent, write_html
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.html import decode_picture, inline_hash, policy, read
+from support.pages import decode_picture, inline_hash, policy, read
 
 from i3d.classes import class_list
 from i3d.data.shards import Failure
