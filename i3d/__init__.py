@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from i3d.clips import flow_clip, rgb_clip
     from i3d.flow import optical_flow
     from i3d.metrics import frechet_distance
-    from i3d.models.checkpoints import CHECKPOINTS, load, save
+    from i3d.models.checkpoints import load, save
     from i3d.models.i3d import ENDPOINTS, I3D
+    from i3d.models.released import CHECKPOINTS
     from i3d.tasks.fvd.metric import FrechetVideoDistance
     from i3d.tasks.predict.predictor import predict
     from i3d.video import read_video
@@ -35,7 +36,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         "flow": "optical_flow",
         "clips": "rgb_clip flow_clip",
         "models.i3d": "I3D ENDPOINTS",
-        "models.checkpoints": "CHECKPOINTS load save",
+        "models.checkpoints": "load save",
+        "models.released": "CHECKPOINTS",
         "tasks.predict": "predict",
         "tasks.fvd": "FrechetVideoDistance",
         "metrics": "frechet_distance",

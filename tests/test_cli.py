@@ -11,7 +11,7 @@ from support import bundles
 
 import i3d.tasks.convert
 from i3d.cli import main
-from i3d.models.checkpoints import CHECKPOINTS
+from i3d.models.released import CHECKPOINTS
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "i3d"
 

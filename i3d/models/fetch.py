@@ -26,7 +26,14 @@ class _BrokenError(Exception):
     """The transfer broke off; worth another attempt."""
 
 
-def fetch(source: str, target: Path, *, max_bytes: int, title: str | None = None) -> None:
+def fetch(
+    source: str,
+    target: Path,
+    *,
+    max_bytes: int,
+    attempts: int | None = None,
+    title: str | None = None,
+) -> None:
     """Copy a URL or a local file to ``target``, going on where an earlier call stopped.
 
     What has arrived so far lies beside ``target`` with the suffix ``.part``; ``target`` itself
@@ -36,6 +43,7 @@ def fetch(source: str, target: Path, *, max_bytes: int, title: str | None = None
         source: ``http(s)://`` URL, a URL that fsspec understands, or a local path.
         target: local path; nothing is done where it exists.
         max_bytes: a longer file is refused.
+        attempts: in a row that bring nothing new; default: `ATTEMPTS`.
         title: text of the progress bar; None draws none.
 
     Raises:
@@ -57,7 +65,7 @@ def fetch(source: str, target: Path, *, max_bytes: int, title: str | None = None
             except (_BrokenError, requests.RequestException) as error:
                 idle_attempts = 0 if _size(part) > furthest else idle_attempts + 1
                 furthest = max(furthest, _size(part))
-                if idle_attempts >= ATTEMPTS:
+                if idle_attempts >= (attempts or ATTEMPTS):
                     raise FetchError(f"{source}: {_reason(error)}") from error
                 time.sleep(0.1 * 2**idle_attempts)
             except FetchError:

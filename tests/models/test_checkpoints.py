@@ -13,7 +13,6 @@ from support.golden import shared
 import i3d
 from i3d.errors import UsageError
 from i3d.models.checkpoints import (
-    CHECKPOINTS,
     fingerprint,
     load,
     read_weights,
@@ -21,6 +20,7 @@ from i3d.models.checkpoints import (
 from i3d.models.foreign.readers import write_npz
 from i3d.models.foreign.tf_bundle import parse_index
 from i3d.models.format import write_safetensors
+from i3d.models.released import CHECKPOINTS
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=CHECKPOINTS)

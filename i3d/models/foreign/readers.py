@@ -119,8 +119,7 @@ def read_tensorflow(location: files.Location) -> Weights:
     def load(wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
         for variable, array in bundle.tensors({scope + key for key in wanted}):
             key = variable.removeprefix(scope)
-            is_filter = array.ndim == len(shapes[key]) == 5
-            yield key, array.transpose(_FILTER_AXES) if is_filter else array.reshape(shapes[key])
+            yield key, _to_our_axes(array, shapes[key])
 
     folder = os.path.basename(os.path.dirname(bundle.prefix)) or "model"  # noqa: PTH119,PTH120 URLs
     return assemble(Arrays(name, TENSORFLOW, shapes, load, f"TensorFlow: {folder}"))
@@ -135,6 +134,21 @@ def _our_axes(key: str, shape: Shape) -> Shape:
     if len(shape) == 5 and shape[:4] == (1, 1, 1, 1):
         return shape[4:]  # the Kinetics-600 bundle stores BatchNorm as [1, 1, 1, 1, C]
     return shape
+
+
+def _to_our_axes(array: np.ndarray, shape: Shape) -> np.ndarray:
+    is_filter = array.ndim == len(shape) == 5
+    return array.transpose(_FILTER_AXES) if is_filter else array.reshape(shape)
+
+
+def hold_variables(variables: Mapping[str, np.ndarray], name: str, origin: str) -> Arrays:
+    """TensorFlow's variables, by their names below the network's scope, that are in memory."""
+    shapes = {key: _our_axes(key, array.shape) for key, array in variables.items()}
+
+    def load(wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
+        return ((key, _to_our_axes(variables[key], shapes[key])) for key in wanted)
+
+    return Arrays(name, TENSORFLOW, shapes, load, origin)
 
 
 def read_npz(location: files.Location) -> Weights:

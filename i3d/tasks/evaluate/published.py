@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from i3d.classes import known_name
-from i3d.models.checkpoints import CHECKPOINTS, README_PROTOCOL
+from i3d.models.released import CHECKPOINTS, README_PROTOCOL
 from i3d.tasks.evaluate.predictions import About
 
 # The original validation set of Kinetics-400, as its authors counted it.

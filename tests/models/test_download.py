@@ -15,14 +15,10 @@ import pytest
 from support import bundles
 
 from i3d.errors import CheckpointError
-from i3d.models import checkpoints as weights
 from i3d.models import fetch
-from i3d.models.checkpoints import (
-    CHECKPOINTS,
-    cached_path,
-    download,
-    load,
-)
+from i3d.models.checkpoints import load
+from i3d.models.download import cached_path, download
+from i3d.models.released import CHECKPOINTS, DATA_FILE, INDEX_FILE
 
 NAME = "rgb_scratch_kinetics400"
 
@@ -36,12 +32,13 @@ def released(tmp_path, monkeypatch):
     model = bundles.small_model(num_classes=None, classes="kinetics400")
     mirror = tmp_path / "mirror"
     bundles.write(mirror / FOLDER, bundles.tensorflow_variables(model))
-    index = mirror / FOLDER / weights.INDEX_FILE
-    data = mirror / FOLDER / weights.DATA_FILE
+    index = mirror / FOLDER / INDEX_FILE
+    data = mirror / FOLDER / DATA_FILE
     record = dataclasses.replace(
         CHECKPOINTS[NAME],
         index_sha256=hashlib.sha256(index.read_bytes()).hexdigest(),
         data_bytes=data.stat().st_size,
+        data_sha256=hashlib.sha256(data.read_bytes()).hexdigest(),
     )
     monkeypatch.setitem(CHECKPOINTS, NAME, record)
     monkeypatch.setattr(fetch, "CHUNK_BYTES", 1 << 14)
@@ -91,7 +88,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def data_offsets(self) -> list[int]:
-        return [offset for name, offset in self.requests if name == weights.DATA_FILE]
+        return [offset for name, offset in self.requests if name == DATA_FILE]
 
 
 @contextlib.contextmanager
@@ -119,7 +116,7 @@ def test_download_from_a_server(released, cache):
         path = download(NAME, url=server.url)
         assert path == cached_path(NAME)
         assert download(NAME, url=server.url) == path
-    assert server.requests == [(weights.INDEX_FILE, 0), (weights.DATA_FILE, 0)]
+    assert server.requests == [(INDEX_FILE, 0), (DATA_FILE, 0)]
     assert_complete(cache)
     assert load(NAME).source == "deepmind/kinetics-i3d@0667e88 rgb_scratch"
 
@@ -137,7 +134,7 @@ def test_cut_connections_are_resumed(released, cache, ranges):
     cuts = iter([100_000, 250_000])
 
     def cut(handler, data, offset):
-        if handler.path.endswith(weights.DATA_FILE) and (upto := next(cuts, None)):
+        if handler.path.endswith(DATA_FILE) and (upto := next(cuts, None)):
             handler.answer(data, offset, upto)
             return True
         return False
@@ -155,7 +152,7 @@ def test_a_later_call_goes_on_where_the_last_one_gave_up(released, cache, monkey
     monkeypatch.setattr(fetch, "ATTEMPTS", 1)
 
     def dies(handler, data, offset):
-        if handler.path.endswith(weights.DATA_FILE):
+        if handler.path.endswith(DATA_FILE):
             if offset == 0:
                 handler.answer(data, 0, 200_000)
             return True
@@ -163,7 +160,7 @@ def test_a_later_call_goes_on_where_the_last_one_gave_up(released, cache, monkey
 
     with serving(released) as server:
         server.behave = dies
-        with pytest.raises(CheckpointError, match=rf"{weights.DATA_FILE}.*connection"):
+        with pytest.raises(CheckpointError, match=rf"{DATA_FILE}.*connection"):
             download(NAME, url=server.url)
         assert not cached_path(NAME).exists()
         server.behave = None
@@ -174,7 +171,7 @@ def test_a_later_call_goes_on_where_the_last_one_gave_up(released, cache, monkey
 
 def test_wrong_bytes_are_found_and_fetched_again(released, cache):
     def flip(handler, data, offset):
-        if handler.path.endswith(weights.DATA_FILE):
+        if handler.path.endswith(DATA_FILE):
             wrong = bytearray(data)
             wrong[12345] ^= 1
             handler.answer(bytes(wrong), offset)
@@ -193,7 +190,7 @@ def test_wrong_bytes_are_found_and_fetched_again(released, cache):
 
 
 def test_another_index_is_refused(released, cache):
-    index = released / FOLDER / weights.INDEX_FILE
+    index = released / FOLDER / INDEX_FILE
     index.write_bytes(index.read_bytes()[:-8] + b"12345678")
     with serving(released) as server, pytest.raises(CheckpointError, match="SHA-256 should be"):
         download(NAME, url=server.url)
@@ -201,7 +198,7 @@ def test_another_index_is_refused(released, cache):
 
 
 def test_a_stale_part_longer_than_the_file_is_dropped(released, cache):
-    part = cache / "partial" / FOLDER / f"{weights.DATA_FILE}.part"
+    part = cache / "partial" / FOLDER / f"{DATA_FILE}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(bytes(CHECKPOINTS[NAME].data_bytes + 5))
     with serving(released) as server:
@@ -210,7 +207,7 @@ def test_a_stale_part_longer_than_the_file_is_dropped(released, cache):
 
 
 def test_missing_file_is_said_at_once(released, cache):
-    (released / FOLDER / weights.DATA_FILE).unlink()
+    (released / FOLDER / DATA_FILE).unlink()
     start = time.monotonic()
     with serving(released) as server, pytest.raises(CheckpointError, match="404 Not Found"):
         download(NAME, url=server.url)
@@ -223,7 +220,7 @@ def test_without_a_network_the_error_says_what_to_put_where(released, cache, mon
     monkeypatch.setattr(fetch, "ATTEMPTS", 2)
     with pytest.raises(CheckpointError) as caught:
         download(NAME, url=base)
-    for words in (weights.INDEX_FILE, weights.DATA_FILE, f"DIR/{FOLDER}", "I3D_CHECKPOINT_URL=DIR"):
+    for words in (INDEX_FILE, DATA_FILE, f"DIR/{FOLDER}", "I3D_CHECKPOINT_URL=DIR"):
         assert words in str(caught.value)
     assert not list(cache.glob("*.safetensors"))
 
@@ -234,7 +231,7 @@ def test_a_server_that_stalls_is_given_up(released, cache, monkeypatch):
     release = threading.Event()
 
     def stall(handler, data, offset):
-        if handler.path.endswith(weights.DATA_FILE):
+        if handler.path.endswith(DATA_FILE):
             handler.answer(data, offset, offset + 10)
             release.wait(10)
             return True
@@ -267,7 +264,7 @@ def test_a_slow_server_is_waited_for(released, cache, monkeypatch):
 
 
 def test_a_longer_file_is_not_swallowed(released, cache):
-    data = released / FOLDER / weights.DATA_FILE
+    data = released / FOLDER / DATA_FILE
     data.write_bytes(data.read_bytes() + bytes(1 << 20))
     with serving(released) as server, pytest.raises(CheckpointError, match="were expected"):
         download(NAME, url=server.url)
