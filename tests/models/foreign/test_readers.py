@@ -49,6 +49,42 @@ def test_bundle_of_any_scope_and_width_gives_the_same_network(tmp_path, scope, w
         assert torch.equal(tensor, state[name]), name
 
 
+def test_a_saved_model_with_a_compressed_index_gives_the_same_network(tmp_path):
+    """As TF-Hub has its modules: a folder, Snappy, BatchNorm of shape [1, 1, 1, 1, C]."""
+    model = bundles.small_model(num_classes=400)
+    variables = {
+        name: array.reshape(1, 1, 1, 1, -1) if "batch_norm" in name else array
+        for name, array in bundles.tensorflow_variables(model).items()
+    }
+    plain = bundles.write(tmp_path / "plain", variables)
+    prefix = bundles.write(
+        tmp_path / "hub" / "variables", variables, compression=1, compress=bundles.snappy
+    )
+    for path in prefix.parent.iterdir():
+        path.rename(path.with_name(path.name.replace("model.ckpt", "variables")))
+    (tmp_path / "hub" / "saved_model.pb").write_bytes(b"not read")
+    index = tmp_path / "hub" / "variables" / "variables.index"
+    assert index.stat().st_size < 0.6 * (tmp_path / "plain" / "model.ckpt.index").stat().st_size
+    weights = read_weights(tmp_path / "hub")
+    assert (weights.config.stream, weights.config.num_classes) == ("rgb", 400)
+    for name, tensor in read_weights(plain).tensors.items():
+        assert torch.equal(weights.tensors[name], tensor), name
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_the_one_network_of_tf_hubs_index_is_found(tmp_path):
+    """Its shapes are those of I3D, so the data are looked into; these are zeros."""
+    index = shared("reference", "tfhub", "variables.index")
+    (tmp_path / "variables").mkdir()
+    (tmp_path / "variables" / "variables.index").write_bytes(index.read_bytes())
+    data = tmp_path / "variables" / "variables.data-00000-of-00001"
+    with data.open("wb") as f:
+        f.truncate(50_818_176)  # sparse
+    first = "RGB/inception_i3d/Conv3d_1a_7x7/batch_norm/beta"
+    with pytest.raises(CheckpointError, match=f"{data.name}: wrong CRC32C of {first} "):
+        read_weights(tmp_path)
+
+
 def variables_with(**changes) -> dict[str, np.ndarray]:
     variables = bundles.tensorflow_variables(bundles.small_model(), "")
     for name, array in changes.items():
