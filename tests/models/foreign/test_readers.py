@@ -306,6 +306,39 @@ def test_a_pickle_is_never_run(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TorchScript as a whole
+@pytest.mark.parametrize("name", ["i3d_torchscript.pt", "x.pth"])
+def test_torchscript_is_never_run(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    opened = []
+    monkeypatch.setattr(torch, "load", lambda *_, **__: opened.append("torch.load"))
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: opened.append("torch.jit.load"))
+    with pytest.raises(CheckpointError) as caught:
+        read_weights(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: TorchScript, whose code is never run. ")
+    assert "--checkpoint rgb_scratch_kinetics400" in message
+    assert "model.state_dict()" in message
+    assert "\n" not in message
+    assert not opened
+
+
+@pytest.mark.parametrize(
+    ("zipped", "tail"),
+    [(True, b""), (False, b""), (False, b"PK\5\6" + bytes(18))],
+    ids=["zip", "pickle of before PyTorch 1.6", "such a pickle that ends like a zip"],
+)
+def test_what_is_no_torchscript_goes_to_torch_load(tmp_path, zipped, tail):
+    model = bundles.small_model()
+    path = tmp_path / "x.pt"
+    state = foreign_state(model, "pytorch-i3d")
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes() + tail)
+    for name, tensor in read_weights(path).tensors.items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz", ".index"])
 def test_garbage_under_every_suffix(tmp_path, content, suffix):
