@@ -1,7 +1,7 @@
 """Write TensorFlow V2 bundles, right ones and wrong ones, from the format's description."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import google_crc32c
@@ -75,18 +75,55 @@ def block(items: Mapping[bytes, bytes], *, restart_every: int = 16) -> bytes:
     return bytes(out) + struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
 
 
+def snappy(contents: bytes) -> bytes:
+    """A block as Snappy may compress it: copies of 4 bytes or more where the same came before."""
+    out, literal, seen, pos = bytearray(varint(len(contents))), bytearray(), {}, 0
+
+    def end_literal():
+        for start in range(0, len(literal), 60):
+            part = literal[start : start + 60]
+            out.extend([len(part) - 1 << 2, *part])
+        literal.clear()
+
+    while pos < len(contents):
+        key = contents[pos : pos + 4]
+        before = seen.get(key)
+        seen[key] = pos
+        if len(key) == 4 and before is not None and pos - before < 1 << 16:
+            size, limit = 4, min(64, len(contents) - pos)
+            while size < limit and contents[pos + size] == contents[before + size]:
+                size += 1
+            end_literal()
+            out += bytes([size - 1 << 2 | 2]) + struct.pack("<H", pos - before)
+            pos += size
+        else:
+            literal.append(contents[pos])
+            pos += 1
+    end_literal()
+    return bytes(out)
+
+
 def with_trailer(contents: bytes, compression: int = 0) -> bytes:
     contents += bytes([compression])
     return contents + struct.pack("<I", masked_crc(contents))
 
 
-def table(items: Mapping[bytes, bytes], *, per_block: int = 100, compression: int = 0) -> bytes:
-    """An .index file of these keys and values."""
+def table(
+    items: Mapping[bytes, bytes],
+    *,
+    per_block: int = 100,
+    compression: int = 0,
+    compress: Callable[[bytes], bytes] = bytes,
+) -> bytes:
+    """An .index file of these keys and values.
+
+    ``compression`` is the byte that says what ``compress`` has done to the blocks of entries.
+    """
     out, handles = bytearray(), {}
     pairs = list(items.items())
     for start in range(0, len(pairs), per_block):
         part = dict(pairs[start : start + per_block])
-        contents = block(part)
+        contents = compress(block(part))
         handles[list(part)[-1]] = varint(len(out)) + varint(len(contents))
         out += with_trailer(contents, compression)
     meta = varint(len(out)) + varint(len(block({})))

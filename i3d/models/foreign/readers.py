@@ -6,7 +6,8 @@
 
 All of them become :class:`Weights`: our parameter names and layout, and the network they belong
 to, inferred from the shapes. Files come from outside: shapes are checked against the network before
-any tensor is read, no pickle is loaded, and damage is one :class:`CheckpointError`.
+any tensor is read, no pickle is loaded, no TorchScript is run, and damage is one
+:class:`CheckpointError`.
 """
 
 import io
@@ -254,7 +255,17 @@ def _read_pickle(location: files.Location) -> dict[str, torch.Tensor]:
     name = os.fspath(location)
     try:
         with files.open_read(location) as f:
+            if _is_torchscript(f):
+                raise CheckpointError(
+                    f"{name}: TorchScript, whose code is never run. StyleGAN-V's "
+                    "i3d_torchscript.pt holds the weights of rgb_scratch_kinetics400: use that "
+                    "name (--checkpoint rgb_scratch_kinetics400); of another network save "
+                    "model.state_dict() with torch.save"
+                )
+            f.seek(0)
             loaded = torch.load(f, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such file") from None
     except Exception as error:  # torch.load raises what its parsers raise: a dozen types
@@ -269,6 +280,16 @@ def _read_pickle(location: files.Location) -> dict[str, torch.Tensor]:
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{name}: holds a {type(loaded).__name__}, not a state dict")
     return {str(k): t for k, t in loaded.items() if isinstance(t, torch.Tensor)}
+
+
+def _is_torchscript(f: IO[bytes]) -> bool:
+    """Whether a file is what ``torch.jit.save`` writes, by its list of members alone."""
+    try:
+        with zipfile.ZipFile(f) as archive:
+            members = [n.partition("/")[2] for n in archive.namelist()]  # below the one folder
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
+        return False  # an old pickle, or damaged: torch.load says what is wrong
+    return "constants.pkl" in members and any(n.startswith("code/") for n in members)
 
 
 # --- from their arrays to our weights -------------------------------------------------------------

@@ -12,6 +12,7 @@ The index is a LevelDB-style table, all integers little-endian:
     handle = varint offset, varint size
     block  = entries, restart offsets (uint32 each), their number (uint32),
              | compression (1 byte), masked CRC32C of all before it (uint32)    <- not in its size
+    compression = 0 none, 1 Snappy: what is stored, and has the size, is the block compressed
     entry  = varint shared, varint unshared, varint value size, key's unshared bytes, value
 
 A key repeats the first ``shared`` bytes of the key before it. The value of key "" is a
@@ -20,7 +21,8 @@ Sources: tensorflow/core/util/tensor_bundle, tensorflow/core/protobuf/tensor_bun
 tensorflow/core/lib/io/table, as documented there.
 
 The files come from outside, so every size is bounded before memory is taken for it, blocks and
-tensors may not overlap (nothing is read twice), and every checksum is verified.
+tensors may not overlap (nothing is read twice), all blocks of an index together may not be longer
+than an index may be, and every checksum is verified.
 """
 
 import os
@@ -36,13 +38,15 @@ import numpy as np
 
 from i3d import files
 from i3d.errors import CheckpointError
+from i3d.models.foreign.snappy import SnappyError, decompress
 
 TABLE_MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
 BLOCK_TRAILER_BYTES = 5
 CRC_MASK_DELTA = 0xA282EAD8
+SNAPPY = 1  # a block's compression
 
-MAX_INDEX_BYTES = 4 << 20  # the largest released index has 19,632 bytes
+MAX_INDEX_BYTES = 4 << 20  # also of its blocks decompressed; the largest released one has 19,632
 MAX_VARIABLES = 20_000
 MAX_NAME_BYTES = 1_024
 MAX_RANK = 16
@@ -196,17 +200,18 @@ def _parse_index(data: bytes) -> tuple[int, dict[str, Entry]]:
         offset, pos = _varint(footer, pos)
         size, pos = _varint(footer, pos)
 
+    blocks = _Blocks(data)
     header: bytes | None = None
     entries: dict[str, Entry] = {}
     previous_key: bytes | None = None
     end_of_previous_block = 0
-    for _, handle in _block_entries(_block(data, offset, size)):
+    for _, handle in _block_entries(blocks.read(offset, size)):
         offset, pos = _varint(handle, 0)
         size, _ = _varint(handle, pos)
         if offset < end_of_previous_block:
             raise _Malformed(f"block at byte {offset} overlaps the one before it")
         end_of_previous_block = offset + size + BLOCK_TRAILER_BYTES
-        for key, value in _block_entries(_block(data, offset, size)):
+        for key, value in _block_entries(blocks.read(offset, size)):
             if previous_key is not None and key <= previous_key:
                 raise _Malformed(f"key {key[:80]!r} out of order")
             previous_key = key
@@ -224,18 +229,37 @@ def _parse_index(data: bytes) -> tuple[int, dict[str, Entry]]:
     return num_shards, entries
 
 
-def _block(data: bytes, offset: int, size: int) -> bytes:
-    """The contents of a block whose trailer is checked."""
-    end = offset + size
-    if end + BLOCK_TRAILER_BYTES > len(data) - FOOTER_BYTES:
-        raise _Malformed(f"block at bytes {offset}..{end} lies outside the file")
-    compression = data[end]
-    (stored,) = struct.unpack_from("<I", data, end + 1)
-    if _masked_crc32c(data[offset : end + 1]) != stored:
-        raise _Malformed(f"wrong CRC32C of the block at bytes {offset}..{end}")
-    if compression != 0:
-        raise _Malformed(f"block compression {compression}; TensorFlow writes bundles without")
-    return data[offset:end]
+class _Blocks:
+    """The blocks of an index, which together have :data:`MAX_INDEX_BYTES` at most."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._bytes_left = MAX_INDEX_BYTES
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The contents of a block whose trailer is checked."""
+        end = offset + size
+        if end + BLOCK_TRAILER_BYTES > len(self._data) - FOOTER_BYTES:
+            raise _Malformed(f"block at bytes {offset}..{end} lies outside the file")
+        compression = self._data[end]
+        (stored,) = struct.unpack_from("<I", self._data, end + 1)
+        if _masked_crc32c(self._data[offset : end + 1]) != stored:
+            raise _Malformed(f"wrong CRC32C of the block at bytes {offset}..{end}")
+        contents = self._data[offset:end]
+        if compression == SNAPPY:
+            try:
+                contents = decompress(contents, max_bytes=self._bytes_left)
+            except SnappyError as error:
+                raise _Malformed(f"block at bytes {offset}..{end}: {error}") from None
+        elif compression != 0:
+            raise _Malformed(
+                f"block at bytes {offset}..{end} has compression {compression}; "
+                "0 (none) and 1 (Snappy) are read"
+            )
+        self._bytes_left -= len(contents)
+        if self._bytes_left < 0:
+            raise _Malformed(f"its blocks have more than {MAX_INDEX_BYTES:,} bytes together")
+        return contents
 
 
 def _block_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -49,6 +49,42 @@ def test_bundle_of_any_scope_and_width_gives_the_same_network(tmp_path, scope, w
         assert torch.equal(tensor, state[name]), name
 
 
+def test_a_saved_model_with_a_compressed_index_gives_the_same_network(tmp_path):
+    """As TF-Hub has its modules: a folder, Snappy, BatchNorm of shape [1, 1, 1, 1, C]."""
+    model = bundles.small_model(num_classes=400)
+    variables = {
+        name: array.reshape(1, 1, 1, 1, -1) if "batch_norm" in name else array
+        for name, array in bundles.tensorflow_variables(model).items()
+    }
+    plain = bundles.write(tmp_path / "plain", variables)
+    prefix = bundles.write(
+        tmp_path / "hub" / "variables", variables, compression=1, compress=bundles.snappy
+    )
+    for path in prefix.parent.iterdir():
+        path.rename(path.with_name(path.name.replace("model.ckpt", "variables")))
+    (tmp_path / "hub" / "saved_model.pb").write_bytes(b"not read")
+    index = tmp_path / "hub" / "variables" / "variables.index"
+    assert index.stat().st_size < 0.6 * (tmp_path / "plain" / "model.ckpt.index").stat().st_size
+    weights = read_weights(tmp_path / "hub")
+    assert (weights.config.stream, weights.config.num_classes) == ("rgb", 400)
+    for name, tensor in read_weights(plain).tensors.items():
+        assert torch.equal(weights.tensors[name], tensor), name
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_the_one_network_of_tf_hubs_index_is_found(tmp_path):
+    """Its shapes are those of I3D, so the data are looked into; these are zeros."""
+    index = shared("reference", "tfhub", "variables.index")
+    (tmp_path / "variables").mkdir()
+    (tmp_path / "variables" / "variables.index").write_bytes(index.read_bytes())
+    data = tmp_path / "variables" / "variables.data-00000-of-00001"
+    with data.open("wb") as f:
+        f.truncate(50_818_176)  # sparse
+    first = "RGB/inception_i3d/Conv3d_1a_7x7/batch_norm/beta"
+    with pytest.raises(CheckpointError, match=f"{data.name}: wrong CRC32C of {first} "):
+        read_weights(tmp_path)
+
+
 def variables_with(**changes) -> dict[str, np.ndarray]:
     variables = bundles.tensorflow_variables(bundles.small_model(), "")
     for name, array in changes.items():
@@ -268,6 +304,39 @@ def test_a_pickle_is_never_run(tmp_path):
     with pytest.raises(CheckpointError, match="not a PyTorch file of tensors alone") as caught:
         read_weights(tmp_path / "x.pt")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TorchScript as a whole
+@pytest.mark.parametrize("name", ["i3d_torchscript.pt", "x.pth"])
+def test_torchscript_is_never_run(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    opened = []
+    monkeypatch.setattr(torch, "load", lambda *_, **__: opened.append("torch.load"))
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: opened.append("torch.jit.load"))
+    with pytest.raises(CheckpointError) as caught:
+        read_weights(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: TorchScript, whose code is never run. ")
+    assert "--checkpoint rgb_scratch_kinetics400" in message
+    assert "model.state_dict()" in message
+    assert "\n" not in message
+    assert not opened
+
+
+@pytest.mark.parametrize(
+    ("zipped", "tail"),
+    [(True, b""), (False, b""), (False, b"PK\5\6" + bytes(18))],
+    ids=["zip", "pickle of before PyTorch 1.6", "such a pickle that ends like a zip"],
+)
+def test_what_is_no_torchscript_goes_to_torch_load(tmp_path, zipped, tail):
+    model = bundles.small_model()
+    path = tmp_path / "x.pt"
+    state = foreign_state(model, "pytorch-i3d")
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes() + tail)
+    for name, tensor in read_weights(path).tensors.items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"])

@@ -40,6 +40,22 @@ def test_every_variable_of_the_released_indices_maps(name):
     assert all(n.endswith("/Momentum") for n in set(entries) - ours)
 
 
+def test_the_index_of_tf_hub_is_that_of_rgb_scratch():
+    """Compressed, and BatchNorm has the shape [1, 1, 1, 1, C]; the tensors' bytes are the same."""
+    path = shared("reference", "tfhub", "variables.index")
+    shards, hub = parse_index(path.read_bytes(), str(path))
+    assert shards == 1
+    for name, same in (("rgb_scratch", 230), ("rgb_imagenet", 0)):
+        path = shared("reference", "tensorflow_index", f"{name}.index")
+        _, released = parse_index(path.read_bytes(), str(path))
+        assert set(hub) == set(released)
+        assert sum(hub[n].crc32c == released[n].crc32c for n in hub) == same
+        for n, entry in hub.items():
+            norm = (1, 1, 1, 1) if "batch_norm" in n else ()
+            assert entry.shape == norm + released[n].shape
+            assert (entry.offset, entry.size) == (released[n].offset, released[n].size)
+
+
 ARRAYS = {
     "a/w": np.arange(24, dtype="<f4").reshape(2, 3, 4),
     "a/w/Momentum": np.ones((2, 3, 4), "<f4"),
@@ -53,9 +69,13 @@ def items(**wrong):
     return bundles.items_of(ARRAYS, step=step, **wrong)
 
 
+SNAPPY = {"compression": 1, "compress": bundles.snappy}
+
+
 @pytest.mark.parametrize("per_block", [1, 2, 100])
-def test_reads_what_was_written(tmp_path, per_block):
-    prefix = bundles.write(tmp_path, ARRAYS, items(), per_block=per_block)
+@pytest.mark.parametrize("options", [{}, SNAPPY], ids=["plain", "snappy"])
+def test_reads_what_was_written(tmp_path, per_block, options):
+    prefix = bundles.write(tmp_path, ARRAYS, items(), per_block=per_block, **options)
     for place in (prefix, f"{prefix}.index", f"{prefix}.data-00000-of-00001", tmp_path):
         found = open_bundle(place)
         assert set(found.entries) == set(ARRAYS)
@@ -96,7 +116,15 @@ MALFORMED = [
     (GOOD[1:], "CRC32C|outside"),
     (GOOD[:100] + b"\0" + GOOD[100:], "CRC32C|outside"),
     (GOOD[:20] + bytes([GOOD[20] ^ 1]) + GOOD[21:], "CRC32C of the block"),
-    (bundles.table(items(), compression=1), "compression 1"),
+    (bundles.table(items(), compression=2), r"compression 2; 0 \(none\) and 1 \(Snappy\)"),
+    (bundles.table(items(), compression=1), "block at bytes 0.*: Snappy block holds more than"),
+    (bundles.table(items(), compression=1, compress=lambda _: b"\x05\0a"), "ends after 1"),
+    (bundles.table(items(), compression=1, compress=lambda _: b"\1\1\1"), "back where 0 are"),
+    (bundles.table(items(), compression=1, compress=lambda _: b"\0"), "restart count"),
+    (
+        bundles.table(items(), compression=1, compress=lambda _: b"\xff\xff\xff\xff\x0f\0a"),
+        "Snappy block of 4,294,967,295 bytes",
+    ),
     (bundles.table({b"a": bundles.entry(ARRAYS["b"], 0)}), "bundle header"),
     (bundles.table({b"": bundles.field(1, HUGE)}), "data files"),
     (bundles.table({b"": bundles.field(2, 1)}), "endian"),
@@ -148,6 +176,29 @@ def test_an_overlong_index_is_not_read(tmp_path):
         open_bundle(path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "its blocks have more than 7,000 bytes together"),
+        (SNAPPY, r"Snappy block of 3,0\d\d bytes \(at most 9\d\d\)"),  # what is left for the third
+    ],
+    ids=["plain", "snappy"],
+)
+def test_all_blocks_together_are_bounded(monkeypatch, options, words):
+    unknown = bundles.field(9, bytes(3000))  # a field that is skipped
+    three = {
+        b"": bundles.HEADER + unknown,
+        b"a": bundles.entry(ARRAYS["b"], 0) + unknown,
+        b"b": bundles.entry(ARRAYS["b"], 4) + unknown,
+    }
+    table = bundles.table(three, per_block=1, **options)
+    assert len(table) < 1000 or not options
+    assert set(parse_index(table, "x")[1]) == {"a", "b"}
+    monkeypatch.setattr(bundle, "MAX_INDEX_BYTES", 7_000)
+    with pytest.raises(CheckpointError, match=words):
+        parse_index(table, "x")
 
 
 def test_many_handles_to_one_block_are_refused():
@@ -220,16 +271,19 @@ def test_fuzz_changed_bytes_never_pass_the_checksums(changes):
 @given(
     st.dictionaries(st.binary(max_size=12), st.binary(max_size=40), max_size=5),
     st.integers(1, 3),
+    st.sampled_from([{}, SNAPPY]),
 )
-def test_fuzz_contents_under_right_checksums(contents, per_block):
+def test_fuzz_contents_under_right_checksums(contents, per_block, options):
     # Right checksums let the fuzzer reach the parser of entries, which random bytes never do.
     ordered = {b"": bundles.HEADER} | contents
-    parses_or_refuses(bundles.table(dict(sorted(ordered.items())), per_block=per_block))
+    ordered = dict(sorted(ordered.items()))
+    parses_or_refuses(bundles.table(ordered, per_block=per_block, **options))
 
 
-@given(st.binary(max_size=60))
-def test_fuzz_block_under_right_checksum(contents):
-    data = bundles.with_trailer(contents)
+@settings(max_examples=300)
+@given(st.binary(max_size=60), st.integers(0, 1))
+def test_fuzz_block_under_right_checksum(contents, compression):
+    data = bundles.with_trailer(contents, compression)
     index = bundles.block({b"a": bundles.varint(0) + bundles.varint(len(contents))})
     footer = bundles.varint(0) * 2 + bundles.varint(len(data)) + bundles.varint(len(index))
     magic = bundle.TABLE_MAGIC.to_bytes(8, "little")
