@@ -1,14 +1,18 @@
-"""How far the features of other ports are from the original's, one difference at a time.
+"""How far the answers of other ports are from the original's, one difference at a time.
 
-    python benchmarks/ports.py CLIP... --rgb CHECKPOINT --flow CHECKPOINT [--output RESULT.json]
+    python benchmarks/ports.py CLIP... [--rgb CHECKPOINT] [--flow CHECKPOINT] [--frames 64]
 
-Of each clip one window of 32 frames from second 1 on, centre crop 224 (features: 1024, mean over
-three time steps). Each row changes one thing that a port does otherwise, and nothing else. The size
-of a difference is the length of the change over the length of the features, its direction the
-cosine; the largest change of a logit stands beside them.
+Each clip's first ten seconds are cut into windows of 64 frames (features: 1024, their mean over
+time), centre crop 224. Each row changes one thing that a port does otherwise, and nothing else,
+and is compared with the same window as the original sees it: the largest change of a logit; how
+the probability of the original's best class changes, and whether another class is the best; the
+length of the features' change over the features' length, and its direction, the cosine.
+
+Flow is measured where --flow names a checkpoint.
 """
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -19,26 +23,78 @@ import torch
 import torch.nn.functional as F
 
 from i3d import rgb_clip
-from i3d.clips import center_crop
+from i3d.clips import center_crop, loop_frames
+from i3d.data.shards.pictures import decode_rgb, encode_rgb
 from i3d.flow import optical_flow
 from i3d.models import padding
-from i3d.models.checkpoints import build, read_weights
+from i3d.models.checkpoints import build, read_weights, resolve
 from i3d.models.i3d import MaxPool
+from i3d.models.memory import reuse_freed_memory
+from i3d.presets import KINETICS_I3D
 from i3d.video import VideoReader
 
-FRAMES = 32
-START_SECONDS = 1.0
+SECONDS = KINETICS_I3D.clip_frames / KINETICS_I3D.fps  # of each clip
+CROP = KINETICS_I3D.crop
 
 
-def read(path, fps=25.0, frames=FRAMES):
-    """The first frames from START_SECONDS on, uint8 (T, H, W, 3), short side 256."""
-    end = START_SECONDS + frames / fps
-    with VideoReader(path, start_seconds=START_SECONDS, end_seconds=end, fps=fps) as reader:
+@dataclass
+class Row:
+    """What the network said of one clip's windows: a row for each."""
+
+    features: torch.Tensor  # (N, 1024)
+    logits: torch.Tensor  # (N, 400)
+    windows: list[int]  # which ones, where a row has not all
+
+
+# --- pixels ---------------------------------------------------------------------------------------
+
+
+def read(path, fps=25.0, short_side=256):
+    """The first ten seconds, uint8 (T, H, W, 3)."""
+    with VideoReader(path, end_seconds=SECONDS, fps=fps, short_side=short_side) as reader:
         return np.stack(list(reader))
 
 
+def cut(frames, length, fps=25.0, step_seconds=None):
+    """Window number -> its frames; one begins where the one before ends, at 25 fps."""
+    step = fps * (step_seconds or length / 25.0)
+    starts = {i: round(i * step) for i in range(int(len(frames) / step) + 1)}
+    return {i: frames[s : s + length] for i, s in starts.items() if s + length <= len(frames)}
+
+
+def resized(frames, interpolation):
+    """To a short side of 256, as `i3d.video` does it but for the interpolation."""
+    height, width = frames.shape[1:3]
+    scale = 256 / min(height, width)
+    size = (round(width * scale), round(height * scale))
+    return np.stack([cv2.resize(f, size, interpolation=interpolation) for f in frames])
+
+
+def stored(frames):
+    """As the shards give it back."""
+    jpegs = [encode_rgb(frame) for frame in frames]
+    return decode_rgb(jpegs, height=frames.shape[1], width=frames.shape[2])
+
+
+def flow_input(flow, *, rounding=np.rint, levels=127.0, offset=0.0):
+    """float32 (2, T, 224, 224) of flow quantised in one way or another, read back in [-1, 1]."""
+    x = np.clip(center_crop(flow, CROP), -20, 20)
+    q = rounding(x / 20 * levels + offset)
+    return torch.from_numpy(((q - offset) / levels).astype(np.float32)).permute(3, 0, 1, 2)
+
+
+def chainer_flow(flow):
+    """As the Chainer program stores and reads it: 255 levels with no motion between two."""
+    x = np.clip(center_crop(flow, CROP), -20, 20)
+    x = ((np.rint((x + 20) * 255 / 40) - 128) / 128).astype(np.float32)
+    return torch.from_numpy(x).permute(3, 0, 1, 2)
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
 def load(checkpoint, bn_eps=None):
-    weights = read_weights(checkpoint)
+    weights = read_weights(resolve(checkpoint))
     if bn_eps is not None:
         weights = weights.with_config(bn_eps=bn_eps)
     return build(weights).fold()
@@ -58,97 +114,169 @@ def symmetric_padding():
         yield
 
 
-def outputs(model, clip):
-    """(features of the clip, Mixed_5c's plain mean, logits)."""
-    with torch.inference_mode():
-        x, _ = model._trunk(clip[None], "Mixed_5c")
-        features = model._pool(x.mean((3, 4)))
-        return features.mean(2)[0], x.mean((2, 3, 4))[0], model.Logits(features)[0]
+def ask(model, clips, *, plain_mean=False):
+    """The row of clips (C, T, H, W) by their windows' numbers."""
+    features, logits = [], []
+    for clip in clips.values():
+        with torch.inference_mode():
+            x, _ = model._trunk(clip[None], "Mixed_5c")
+            steps = x.mean((3, 4))  # (1, 1024, T')
+            steps = steps.mean(2, keepdim=True) if plain_mean else model._pool(steps)
+            features.append(steps.mean(2)[0].double())
+            logits.append(model.Logits(steps)[0].double())
+    return Row(torch.stack(features), torch.stack(logits), list(clips))
 
 
-def compare(one, other):
-    (a, _, x), (b, _, y) = one, other
-    a, b = a.double(), b.double()
-    return {
-        "relative": float((b - a).norm() / a.norm()),
-        "cosine": float(torch.dot(a, b) / (a.norm() * b.norm())),
-        "logit": float((y - x).abs().max()),
-    }
+# --- rows -----------------------------------------------------------------------------------------
 
 
-def flow_input(flow, *, rounding=np.rint, levels=127.0, offset=0.0):
-    """float32 (2, T, 224, 224) of flow quantised in one way or another, read back in [-1, 1]."""
-    x = np.clip(center_crop(flow, 224), -20, 20)
-    q = rounding(x / 20 * levels + offset)
-    return torch.from_numpy(((q - offset) / levels).astype(np.float32)).permute(3, 0, 1, 2)
-
-
-def chainer(x):
-    """As the Chainer program stores and reads it: 255 levels with no motion between two."""
-    return torch.from_numpy(
-        ((np.rint((x + 20) * 255 / 40) - 128) / 128).astype(np.float32)
-    ).permute(3, 0, 1, 2)
-
-
-def rgb_rows(path, checkpoint):
-    frames = read(path)
-    model = load(checkpoint)
-    clip = rgb_clip(frames)
-    base = outputs(model, clip)
-    rows = {
-        "pooling: plain mean of Mixed_5c": (base[1], None, model.Logits(base[1][None, :, None])[0])
-    }
-    rows["BatchNorm eps 1e-5"] = outputs(load(checkpoint, 1e-5), clip)
+def network_rows(checkpoint, model, clips):
+    """Rows that both streams have: the network's own differences."""
+    yield "pooling: plain mean of Mixed_5c", ask(model, clips, plain_mean=True)
+    yield "BatchNorm eps 1e-5", ask(load(checkpoint, 1e-5), clips)
     with symmetric_padding():
-        rows["symmetric padding"] = outputs(model, clip)
-    squashed = np.stack([cv2.resize(f, (224, 224)) for f in frames])
-    rows["squashed to 224 x 224, no crop"] = outputs(model, rgb_clip(squashed))
+        yield "symmetric padding", ask(model, clips)
+
+
+def rgb_rows(path, checkpoint, length):
+    model = load(checkpoint)
+    frames = read(path)
+    windows = cut(frames, length)
+    clips = {i: rgb_clip(window) for i, window in windows.items()}
+    yield "original", ask(model, clips)
+    yield from network_rows(checkpoint, model, clips)
+
+    def of(pictures, change=None):
+        made = {i: rgb_clip(x) for i, x in pictures.items()}
+        return ask(model, {i: change(x) if change else x for i, x in made.items()})
+
+    yield "x / 128 - 1", of(windows, lambda x: (x + 1) * 127.5 / 128 - 1)
+    yield "x / 255", of(windows, lambda x: (x + 1) / 2)
+    yield "blue before red", of(windows, lambda x: x.flip(0))
+    squash = {
+        i: np.stack([cv2.resize(f, (CROP, CROP)) for f in window]) for i, window in windows.items()
+    }
+    yield "squashed to 224 x 224, no crop", of(squash)
+    own = read(path, short_side=None)
+    if own.shape != frames.shape:
+        yield "no resize: crop of the file's own size", of(cut(own, length))
+        yield "resize: area", of(cut(resized(own, cv2.INTER_AREA), length))
+        yield "resize: bicubic", of(cut(resized(own, cv2.INTER_CUBIC), length))
     with VideoReader(path) as reader:
         fps = reader.source_fps
     if abs(fps - 25) > 0.1:
-        rows["the file's own frame rate"] = outputs(model, rgb_clip(read(path, fps)))
-    rows["x / 128 - 1"] = outputs(model, (clip + 1) * 127.5 / 128 - 1)
-    return {name: compare(base, row) for name, row in rows.items()}
+        at_own_rate = cut(read(path, fps), length, fps)
+        seen = {i: x for i, x in at_own_rate.items() if i in windows}
+        yield "the file's own frame rate", of(seen)
+    yield "JPEG of the shards (quality 95)", of(cut(stored(frames), length))
+    test_clip = loop_frames(frames, KINETICS_I3D.clip_frames)
+    yield "250 frames instead of the window", of(dict.fromkeys(windows, test_clip))
 
 
-def flow_rows(path, checkpoint):
-    flow = optical_flow(read(path, frames=FRAMES + 1))
+def flow_rows(path, checkpoint, length):
     model = load(checkpoint)
-    clip = flow_input(flow)
-    base = outputs(model, clip)
-    rows = {
-        "pooling: plain mean of Mixed_5c": (base[1], None, model.Logits(base[1][None, :, None])[0])
+    flow = {
+        i: optical_flow(window)
+        for i, window in cut(read(path), length + 1, step_seconds=length / 25).items()
     }
-    rows["BatchNorm eps 1e-5"] = outputs(load(checkpoint, 1e-5), clip)
-    with symmetric_padding():
-        rows["symmetric padding"] = outputs(model, clip)
-    rows["flow not quantised"] = outputs(model, flow_input(flow, rounding=np.array))
-    truncated = flow_input(flow, rounding=np.floor, levels=127.5, offset=127.5)
-    rows["flow truncated to 8 bits, not rounded"] = outputs(model, truncated)
-    cropped = np.clip(center_crop(flow, 224), -20, 20)
-    rows["flow as the Chainer program's"] = outputs(model, chainer(cropped))
-    return {name: compare(base, row) for name, row in rows.items()}
+    clips = {i: flow_input(x) for i, x in flow.items()}
+    yield "original", ask(model, clips)
+    yield from network_rows(checkpoint, model, clips)
+
+    def of(change, **options):
+        return ask(model, {i: change(x, **options) for i, x in flow.items()})
+
+    yield "flow not quantised", of(flow_input, rounding=np.array)
+    yield (
+        "flow truncated to 8 bits, not rounded",
+        of(flow_input, rounding=np.floor, levels=127.5, offset=127.5),
+    )
+    yield "flow as the Chainer program's", of(chainer_flow)
+
+
+# --- comparison -----------------------------------------------------------------------------------
+
+
+def compare(original, row):
+    """A window's differences, for every window that the row has."""
+    for k, i in enumerate(row.windows):
+        j = original.windows.index(i)
+        a, b = original.features[j], row.features[k]
+        x, y = original.logits[j], row.logits[k]
+        best = int(x.argmax())
+        yield {
+            "logit": float((y - x).abs().max()),
+            "probability": float(y.softmax(0)[best] - x.softmax(0)[best]),
+            "top1_changed": int(y.argmax()) != best,
+            "relative": float((b - a).norm() / a.norm()),
+            "cosine": float(torch.dot(a, b) / (a.norm() * b.norm())),
+        }
+
+
+def summary(differences):
+    """Of windows: the extremes."""
+    relative = [d["relative"] for d in differences]
+    return {
+        "windows": len(differences),
+        "largest_logit_change": max(d["logit"] for d in differences),
+        "probability_change": max((d["probability"] for d in differences), key=abs),
+        "top1_changed": sum(d["top1_changed"] for d in differences),
+        "relative": [min(relative), max(relative)],
+        "smallest_cosine": min(d["cosine"] for d in differences),
+    }
+
+
+def show(clip, stream, name, row):
+    print(
+        f"{clip[:16]:17}{stream:5}{name:40}{row['windows']:3}{row['largest_logit_change']:9.3f}"
+        f"{100 * row['probability_change']:9.3f} %{row['top1_changed']:4}"
+        f"{row['relative'][0]:9.4f}{row['relative'][1]:9.4f}{row['smallest_cosine']:10.6f}",
+        flush=True,
+    )
+
+
+def answers(row, classes):
+    """What the original says of each window."""
+    best = row.logits.argmax(1).tolist()
+    return {
+        "classes": [classes[i] for i in best],
+        "probabilities": [float(x.softmax(0)[i]) for x, i in zip(row.logits, best, strict=True)],
+        "largest_logit": float(row.logits.abs().max()),
+    }
 
 
 def main():
     parser = common.options(__doc__)
     parser.add_argument("clips", nargs="+", type=Path)
-    parser.add_argument("--rgb", required=True)
-    parser.add_argument("--flow", required=True)
+    parser.add_argument("--rgb", default="rgb_scratch_kinetics400")
+    parser.add_argument("--flow", help="a checkpoint; default: no flow")
+    parser.add_argument("--frames", type=int, default=64, help="of a window")
     args = common.parse(parser)
-    result = {"clips": {}}
-    for path in args.clips:
-        result["clips"][path.name] = {}
-        for stream, rows in (("rgb", rgb_rows), ("flow", flow_rows)):
-            found = rows(path, getattr(args, stream))
-            result["clips"][path.name][stream] = found
-            for name, row in found.items():
-                print(
-                    f"{path.name[:16]:17}{stream:5}{name:40}{row['relative']:9.4f}"
-                    f"{row['cosine']:10.6f}{row['logit']:9.3f}",
-                    flush=True,
-                )
-        common.write(args, result, "torch", "numpy", "av")  # after each: it takes long
+    reuse_freed_memory()
+    result = {"frames": args.frames, "original": {}, "clips": {}, "all": {}}
+    for stream, make in (("rgb", rgb_rows), ("flow", flow_rows)):
+        checkpoint = getattr(args, stream)
+        if checkpoint is None:
+            continue
+        classes = load(checkpoint).classes
+        found = {}  # row -> the differences of all windows
+        for path in args.clips:
+            rows = make(path, checkpoint, args.frames)
+            _, original = next(rows)
+            result["original"].setdefault(path.name, {})[stream] = answers(original, classes)
+            of_clip = result["clips"].setdefault(path.name, {}).setdefault(stream, {})
+            for name, row in rows:
+                differences = list(compare(original, row))
+                if not differences:
+                    continue
+                of_clip[name] = summary(differences)
+                found.setdefault(name, []).extend(differences)
+                show(path.name, stream, name, of_clip[name])
+            common.write(args, result, "torch", "numpy", "av")  # after each: it takes long
+        result["all"][stream] = {name: summary(rows) for name, rows in found.items()}
+        for name, row in result["all"][stream].items():
+            show("all", stream, name, row)
+    common.write(args, result, "torch", "numpy", "av", "opencv-contrib-python-headless")
 
 
 if __name__ == "__main__":

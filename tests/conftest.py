@@ -29,6 +29,15 @@ def bundle_folder(tmp_path_factory):
     return unpack
 
 
+@pytest.fixture(scope="session")
+def rgb_scratch():
+    """Path of the released `rgb_scratch_kinetics400`, as `i3d.load` takes it."""
+    path = os.environ.get("I3D_REAL_RGB")
+    if not path:
+        pytest.skip("I3D_REAL_RGB does not name the released rgb_scratch's model.ckpt")
+    return path
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """No test touches the user's cache or a released file's real address."""
