@@ -230,7 +230,7 @@ def features(
     Changes,
     FvdOutputs,
     ComputeOptions,
-    example="i3d fvd real fake --protocol stylegan-v --checkpoint i3d.safetensors",
+    example="i3d fvd real fake --protocol stylegan-v",
 )
 @click.argument("real")
 @click.argument("fake", required=False)

@@ -12,9 +12,10 @@ from i3d import files
 from i3d.errors import CheckpointError, I3DError, UsageError
 from i3d.models.checkpoints import build, fingerprint, load, read_weights, resolve
 from i3d.models.exported.runtimes import ExportedNetwork
-from i3d.models.format import Weights
+from i3d.models.format import BATCH_NORM_EPS, Weights
 from i3d.models.i3d import I3D
 from i3d.models.memory import reuse_freed_memory
+from i3d.models.released import CHECKPOINTS
 from i3d.parallel.world import World
 from i3d.presets import Stream
 from i3d.tasks.options import ComputeOptions, Precision
@@ -80,6 +81,8 @@ class Network:
         model: folded, on the device.
         used: what it was made from.
         own_bn_eps: BatchNorm's epsilon that its file gives.
+        released: name of the released network whose arrays these are, whatever file they came in;
+            empty where they are no released network's that is known by its hash.
     """
 
     def __init__(
@@ -90,12 +93,13 @@ class Network:
         own_bn_eps: float,
         device: str,
         precision: Precision,
+        released: str = "",
     ) -> None:
         reuse_freed_memory()
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
         self.model, self.used, self.own_bn_eps = model.to(device), used, own_bn_eps
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.released = device, precision, released
 
     @property
     def stream(self) -> Stream:
@@ -174,8 +178,21 @@ def load_network(
     if bn_eps is not None:
         weights = weights.with_config(bn_eps=bn_eps)
     used = UsedCheckpoint(name, weights.config.source, fingerprint(weights))
-    model = build(weights).fold()
-    return Network(model, used, own_bn_eps=own, device=device, precision=precision)
+    return Network(
+        build(weights).fold(),
+        used,
+        own_bn_eps=own,
+        device=device,
+        precision=precision,
+        released=_find_released(weights, used.weights_sha256),
+    )
+
+
+def _find_released(weights: Weights, digest: str) -> str:
+    """Name of the released network that has these arrays, with whatever epsilon; else empty."""
+    if weights.config.bn_eps != BATCH_NORM_EPS:
+        digest = fingerprint(weights.with_config(bn_eps=BATCH_NORM_EPS))
+    return next((c.name for c in CHECKPOINTS.values() if c.weights_sha256 == digest), "")
 
 
 def _read(location: files.Location, bn_eps: float | None) -> Weights:

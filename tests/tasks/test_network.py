@@ -1,9 +1,14 @@
 """Networks of one job, and the frames that they were made for."""
 
 import pytest
+import torch
+from support import bundles
 from support.bundles import small_model
 
 from i3d.errors import CheckpointError
+from i3d.models.checkpoints import load, save
+from i3d.models.foreign.names import HASSONY2, PYTORCH_I3D
+from i3d.tasks.convert import convert
 from i3d.tasks.network import common_preset, load_network
 
 
@@ -36,3 +41,27 @@ def test_the_preset_is_that_of_all_networks_and_of_the_shards():
 def test_networks_that_need_other_frames_are_refused(presets, shards, words):
     with pytest.raises(CheckpointError, match=f"^{words}$"):
         common_preset(networks(*presets), shards)
+
+
+@pytest.mark.parametrize("form", ["bundle", "npz", "pytorch-i3d", "hassony2", "safetensors"])
+def test_a_released_network_is_known_in_whatever_file_it_comes(rgb_scratch, tmp_path, form):
+    model = load(rgb_scratch, trainable=True)
+    if form == "bundle":
+        path = bundles.write(tmp_path, bundles.tensorflow_variables(model))
+    elif form in ("npz", "safetensors"):
+        path = tmp_path / f"any.{form}"
+        convert(rgb_scratch, path)
+    else:
+        naming = PYTORCH_I3D if form == "pytorch-i3d" else HASSONY2
+        path = tmp_path / "any.pt"
+        torch.save({naming.key(name): t for name, t in model.state_dict().items()}, path)
+    for bn_eps in (None, 1e-5):
+        assert load_network(path, bn_eps=bn_eps).released == "rgb_scratch_kinetics400"
+
+
+def test_another_network_is_no_released_one(rgb_scratch, tmp_path):
+    model = load(rgb_scratch, trainable=True)
+    with torch.no_grad():
+        model.Logits.Conv3d_0c_1x1.bias[7] += 1e-6
+    save(model, tmp_path / "other.safetensors")
+    assert load_network(tmp_path / "other.safetensors").released == ""

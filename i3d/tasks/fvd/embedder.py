@@ -59,7 +59,9 @@ class Embedder:
                 f"warning: {used.name} has BatchNorm's epsilon {own:g}, and {protocol.name} says "
                 f"{protocol.bn_eps:g}, which is used; --bn-eps {own:g} keeps its own"
             )
-        self.weights = WeightsRecord(used.name, used.source, used.weights_sha256)
+        self.weights = WeightsRecord(
+            used.name, used.source, used.weights_sha256, self._network.released
+        )
         head = self._network.model.Logits.Conv3d_0c_1x1
         logits = protocol.endpoint == "logits"
         self.dimensions: int = head.out_channels if logits else head.in_channels

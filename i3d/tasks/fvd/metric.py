@@ -35,7 +35,7 @@ class FewVideosWarning(UserWarning):
 class FrechetVideoDistance:
     """FVD in torchmetrics' manner: ``update`` with batches, ``merge``, ``compute``.
 
-        fvd = FrechetVideoDistance("rgb_imagenet_kinetics400", "stylegan-v")
+        fvd = FrechetVideoDistance(protocol="stylegan-v")
         for real, fake in batches:        # uint8 (N, T, H, W, 3), of any size
             fvd.update(real, real=True)
             fvd.update(fake, real=False)

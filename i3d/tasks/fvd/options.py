@@ -11,7 +11,7 @@ Resize = Literal["tf1", "half-pixel"]
 Fit = Literal["squash", "crop"]
 Divisor = Literal["n-1", "n"]
 
-DEFAULT_CHECKPOINT = "rgb_imagenet_kinetics400"
+DEFAULT_CHECKPOINT = "rgb_scratch_kinetics400"  # TF-Hub's network
 DEFAULT_PROTOCOL = "google-2018"
 HEADING = "Changes to the protocol"
 
@@ -25,7 +25,7 @@ class Measure:
     )
     checkpoint: str = option(
         DEFAULT_CHECKPOINT,
-        "RGB network; the protocols' own is TF-Hub's SavedModel folder.",
+        "RGB network; the default is the protocols' own, by any file.",
         metavar="NAME|PATH",
     )
 

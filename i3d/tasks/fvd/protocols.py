@@ -5,6 +5,7 @@ What was read (facts, not code):
 * ``google-2018``: google-research/google-research, ``frechet_video_distance.py`` (0090728), and
   TensorFlow GAN's ``classifier_metrics.py`` that it calls: float64, covariances divided by N - 1.
   It takes any number of frames and videos (its example: 15 and 16), so 16 frames are our default.
+  Its network is TF-Hub's ``deepmind/i3d-kinetics-400/1``.
 * ``stylegan-v``: universome/stylegan-v, ``src/metrics/{frechet_video_distance,metric_main,
   metric_utils}.py`` and ``src/training/dataset.py`` (1f630af). Its TorchScript network resizes and
   scales by itself; the authors measured it to be TF-Hub's up to rounding
@@ -14,6 +15,8 @@ What was read (facts, not code):
   ``scripts/compute_fvd.py`` (3eee7ec). At that commit the network sees x/255 - 0.5; the later code,
   which its copies carry (JunyaoHu/common_metrics_on_video_quality, 7098471), doubles it to
   [-1, 1], as here. It averages four runs with other random videos; one run is one number here.
+  Its file ``i3d_pretrained_400.pt`` could not be looked into; were its arrays others than TF-Hub's,
+  a result with it would say so.
 """
 
 from collections.abc import Mapping
@@ -29,7 +32,9 @@ from i3d.tasks.options import check_choice
 SCALE = "2x/255-1"  # of all three: pixels 0..255 -> [-1, 1]
 MAX_FRAMES = 4096
 MAX_SIZE = 1024
-TF_HUB = "deepmind/i3d-kinetics-400/1 of TF-Hub"
+# TF-Hub's deepmind/i3d-kinetics-400/1 holds the released network bit for bit: the checksums of all
+# 230 arrays in its variables.index are those of rgb_scratch's (tests/models/foreign).
+TF_HUB = "rgb_scratch_kinetics400"
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Protocol:
     Attributes:
         name: key of `PROTOCOLS`.
         source: repository and commit that it was read from.
-        weights: the network's, in words; their hash is not known here.
+        weights: name of the released network that it uses; arrays are known by their hash.
         bn_eps: BatchNorm's epsilon, applied to whatever weights are given.
         endpoint: ``logits`` (averaged over time, before softmax), or ``features``, what the
             classifier is fed (1024, averaged over time).
@@ -123,14 +128,14 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "stylegan-v",
             source="universome/stylegan-v@1f630af src/metrics",
-            weights=f"i3d_torchscript.pt, {TF_HUB} in TorchScript",
+            weights=TF_HUB,
             divisor="n",
             videos=2048,
         ),
         Protocol(
             "videogpt",
             source="wilson1yan/VideoGPT@3eee7ec videogpt/fvd",
-            weights="i3d_pretrained_400.pt",
+            weights=TF_HUB,
             bn_eps=1e-5,
             fit="crop",
             videos=256,

@@ -89,11 +89,9 @@ class Result:
         """The protocol's name, with every way in which this number is not that protocol's."""
         if self.weights is None:
             return f"given features, divisor={self.protocol.divisor}"
-        if self.weights.released:
-            parts = [f"weights {self.weights.source.split()[-1]} of kinetics-i3d"]
-        else:
-            parts = [f"unverified weights {self.weights.sha256[:12]}"]
-        parts += [f"{key}={value}" for key, value in self.protocol.changes.items()]
+        parts = [f"{key}={value}" for key, value in self.protocol.changes.items()]
+        if self.weights.released != self.protocol.weights:
+            parts.insert(0, self.weights.words)
         number = find_protocol(self.protocol.name).videos
         if number is not None and (self.real.used, self.fake.used) != (number, number):
             parts.append(f"{self.real.used}+{self.fake.used} videos")

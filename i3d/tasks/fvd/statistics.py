@@ -25,6 +25,7 @@ from i3d.records import differences, read_sealed, seal
 from i3d.tasks.fvd.protocols import Protocol, find_protocol
 
 FORMAT = "i3d-fvd-statistics-1"
+KINETICS_I3D = "deepmind/kinetics-i3d"  # how the sources of its networks begin
 MAX_METADATA = 1 << 16  # bytes
 MAX_COUNT = 1 << 40
 MAX_ROWS = 1 << 15  # of features: twice MAX_DIMENSIONS
@@ -38,16 +39,20 @@ class WeightsRecord:
         name: as it was named: a checkpoint's name, path or URL.
         source: where the weights came from, in words.
         sha256: `i3d.models.checkpoints.fingerprint`.
+        released: name of the released network whose arrays they are, by their hash; else empty.
     """
 
     name: str
     source: str
     sha256: str
+    released: str = ""
 
     @property
-    def released(self) -> bool:
-        """Whether they are one of kinetics-i3d's own, which no FVD protocol uses."""
-        return self.source.startswith("deepmind/kinetics-i3d")
+    def words(self) -> str:
+        """What a result says of weights that are not its protocol's."""
+        if self.source.startswith(KINETICS_I3D):
+            return f"weights {self.source.split()[-1]} of kinetics-i3d"
+        return f"unverified weights {self.sha256[:12]}"
 
 
 @dataclass(frozen=True)

@@ -304,6 +304,8 @@ def test_the_name_tells_every_departure(reference, checkpoint, monkeypatch):
         "stylegan-v, weights rgb_imagenet of kinetics-i3d, endpoint=features, frames=32, "
         "5+4 videos, bf16, shards-kinetics-i3d"
     )
+    known = replace(reference.weights, released="rgb_scratch_kinetics400")
+    assert replace(reference, weights=known).name == "google-2018, size=64"
     full = replace(other.real, used=2048), replace(other.fake, used=2048)
     assert "videos" not in replace(other, real=full[0], fake=full[1]).name
 
