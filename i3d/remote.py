@@ -71,8 +71,8 @@ def filesystem(url: Location) -> tuple[Any, str]:
     try:
         fs, name = fsspec.core.url_to_fs(text)
     except ImportError as error:
-        extra = {"s3a": "s3", "viewfs": "hdfs"}.get(protocol, protocol)
-        remedy = f"; pip install 'i3d[{extra}]'" if extra in ("s3", "hdfs") else ""
+        packages = {"s3": "s3fs", "s3a": "s3fs", "hdfs": "hdfs-native", "viewfs": "hdfs-native"}
+        remedy = f"; pip install {packages[protocol]}" if protocol in packages else ""
         raise UsageError(f"{text}: {error}{remedy}") from error
     except ValueError as error:
         raise UsageError(f"{text}: {error}") from error

@@ -28,7 +28,7 @@ def check_plot(output: files.Location, *, suffix: str = "") -> None:
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
-        raise UsageError("a plot needs matplotlib: pip install 'i3d[plot]'") from None
+        raise UsageError("a plot needs matplotlib: pip install matplotlib") from None
     ending = _suffix(output)
     supported = FigureCanvasBase.get_supported_filetypes()
     if suffix and ending != suffix:

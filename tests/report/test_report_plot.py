@@ -53,7 +53,7 @@ def test_one_suffix_alone_can_be_taken():
 def test_matplotlib_is_named_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
     for refuse in (check_plot, draw):
-        with pytest.raises(UsageError, match=r"a plot needs matplotlib: pip install 'i3d\[plot\]'"):
+        with pytest.raises(UsageError, match=r"a plot needs matplotlib: pip install matplotlib"):
             refuse(tmp_path / "plot.png")
 
 

@@ -61,9 +61,8 @@ class ExportedNetwork:
             import_module(package)
             import_module("onnx")
         except ImportError as error:
-            extra = "openvino" if runtime == "openvino" else "export"
             raise UsageError(
-                f"--runtime {runtime} needs {error.name or package}: pip install 'i3d[{extra}]'"
+                f"--runtime {runtime} needs {error.name or package}: pip install onnx {package}"
             ) from None
         data = _read(self.name)
         config, self.weights_sha256 = _read_description(data, self.name)

@@ -111,7 +111,7 @@ def _parquet() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise UsageError(
-            "Parquet needs pyarrow: pip install 'i3d[parquet]', or name a .csv file"
+            "Parquet needs pyarrow: pip install pyarrow, or name a .csv file"
         ) from error
     return pyarrow
 

@@ -57,7 +57,7 @@ def _library(merged: str) -> Any:
     except ImportError as error:
         package = {"parquet": "pyarrow", "hdf5": "h5py"}[merged]
         raise UsageError(
-            f"{merged} needs {package}: pip install 'i3d[{merged}]', or name a folder"
+            f"{merged} needs {package}: pip install {package}, or name a folder"
         ) from error
 
 

@@ -80,7 +80,7 @@ class Loop:
         try:
             import torch.utils.tensorboard  # noqa: F401 (is it there?)
         except ImportError:
-            self.say("no TensorBoard events: pip install 'i3d[train]' for them")
+            self.say("no TensorBoard events: pip install tensorboard for them")
             return False
         return True
 

@@ -135,7 +135,7 @@ def _plot(history: History, plan: Plan, say: Callable[[str], None]) -> None:
     try:
         from i3d.tasks.train.curves import plot_curves
     except ImportError:
-        say(f"no {CURVES}: it needs matplotlib: pip install 'i3d[plot]'")
+        say(f"no {CURVES}: it needs matplotlib: pip install matplotlib")
         return
     title = f"{plan.data.dataset.manifest.dataset}, {plan.data.stream}"
     plot_curves(

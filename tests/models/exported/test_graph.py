@@ -13,7 +13,7 @@ from support.golden import golden
 from i3d.models.exported.runtimes import ExportedNetwork
 from i3d.tasks.export import METADATA_FILE, export
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'i3d[export]'")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx onnxruntime")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 

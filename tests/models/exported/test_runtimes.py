@@ -12,7 +12,7 @@ from support.exports import NO_OPENVINO, RUNTIMES, noise
 from i3d.errors import CheckpointError, I3DError
 from i3d.models.exported.runtimes import ExportedNetwork
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'i3d[export]'")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx onnxruntime")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
