@@ -187,7 +187,8 @@ def _require_onnx() -> None:
         import onnxruntime  # noqa: F401 (is it there?)
     except ImportError as error:
         raise UsageError(
-            f".onnx files need {error.name}, to be written and checked: pip install onnx onnxruntime"
+            f".onnx files need {error.name}, to be written and checked: "
+            "pip install onnx onnxruntime"
         ) from None
 
 
