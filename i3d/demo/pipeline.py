@@ -247,9 +247,8 @@ def _fetch_released(journal: _Journal) -> Released:
             released = Released(RELEASED, download(RELEASED, progress=True))
         except I3DError as error:
             # The cause is what happened; the message around it adds the ways out.
-            reason = (
-                error.__cause__ if isinstance(error.__cause__, I3DError | FetchError) else error
-            )
+            cause = error.__cause__
+            reason = cause if isinstance(cause, I3DError | FetchError) else error
             released = Released(RELEASED, None, " ".join(str(reason).split()))
         click.echo("not fetched" if released.path is None else str(released.path))
     return released
