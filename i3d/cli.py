@@ -285,8 +285,9 @@ def demo(options: DemoOptions, output: Path) -> None:
     All that is made goes into the folder OUTPUT (default: i3d-demo).
 
     The videos are synthetic: figures that do one of twelve actions. They are precomputed, evaluated
-    with two small networks that come with the package, and shown in OUTPUT/index.html; offline, in
-    two minutes on two cores. Run it again to go on after an interruption.
+    with two small networks that come with the package, and shown in OUTPUT/index.html, in
+    two minutes on two cores. Last, a released network for videos of your own is fetched; without a
+    connection all else works. Run it again to go on after an interruption.
     """
     from i3d.demo.pipeline import render_videos, run_demo
 

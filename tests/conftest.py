@@ -1,5 +1,7 @@
 """Fixtures: the golden checkpoints and inputs, and a cache folder of the test's own."""
 
+import dataclasses
+import hashlib
 import os
 import subprocess
 import sys
@@ -8,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support import bundles
 from support.golden import reference_file
 
 from i3d.errors import CheckpointError
+from i3d.models import fetch
 from i3d.models.download import download
+from i3d.models.released import CHECKPOINTS, DATA_FILE, INDEX_FILE
 
 # Shared machines are slow at times, which is no finding; under CI the examples are the same each
 # time, so that what fails is the change.
@@ -62,3 +67,23 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("I3D_CACHE", str(folder))
     monkeypatch.setenv("I3D_CHECKPOINT_URL", str(tmp_path / "no-mirror"))
     return folder
+
+
+@pytest.fixture
+def released(tmp_path, monkeypatch):
+    """A mirror folder with a small network under a released name, and its record in the table."""
+    name, folder = "rgb_scratch_kinetics400", "rgb_scratch"
+    model = bundles.small_model(num_classes=None, classes="kinetics400")
+    mirror = tmp_path / "mirror"
+    bundles.write(mirror / folder, bundles.tensorflow_variables(model))
+    index = mirror / folder / INDEX_FILE
+    data = mirror / folder / DATA_FILE
+    record = dataclasses.replace(
+        CHECKPOINTS[name],
+        index_sha256=hashlib.sha256(index.read_bytes()).hexdigest(),
+        data_bytes=data.stat().st_size,
+        data_sha256=hashlib.sha256(data.read_bytes()).hexdigest(),
+    )
+    monkeypatch.setitem(CHECKPOINTS, name, record)
+    monkeypatch.setattr(fetch, "CHUNK_BYTES", 1 << 14)
+    return mirror

@@ -1,4 +1,4 @@
-"""The embedded example: the whole system on videos that it renders itself, without a network.
+"""The embedded example: the whole system on videos that it renders itself.
 
     seed --render--> .mp4 --precompute--> shards --evaluate--> table
                        |                                         +--> index.html
@@ -6,7 +6,8 @@
 
 The videos are synthetic: a drawn figure does one of twelve actions (`actions.py`, `render.py`). The
 two small networks that come with the package were trained on other videos of the same kind. So the
-table says that every step works here, and nothing about real videos.
+table says that every step works here, and nothing about real videos. For those a released network
+is fetched last, where this machine reaches a source of it; all else needs no connection.
 """
 
 from typing import TYPE_CHECKING

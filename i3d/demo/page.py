@@ -47,6 +47,7 @@ def write_index(demo: Demo) -> None:
         labels=LABELS,
         actions=ACTIONS,
         pairs=REVERSED,
+        released=demo.released,
         networks=demo.evaluation.predictions.about.checkpoints,
         samples=_samples(demo),
         wheel=_wheel(),

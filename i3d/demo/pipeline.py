@@ -1,4 +1,4 @@
-"""The stages of ``i3d demo``: render, precompute, evaluate, predict, show.
+"""The stages of ``i3d demo``: render, precompute, evaluate, predict, fetch the real network, show.
 
 Every stage but the first is a task of :mod:`i3d.tasks`, called as its command calls it. The command
 is printed above its result, so that it can be typed again, and changed.
@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,9 +22,11 @@ from i3d.demo.folder import Folder, open_folder
 from i3d.demo.options import PER_CLASS, SEED, DemoOptions
 from i3d.demo.page import write_index
 from i3d.demo.render import render_dataset
-from i3d.demo.result import Demo, Step
+from i3d.demo.result import Demo, Released, Step
 from i3d.demo.sequence import SEQUENCE, Segment, render_sequence
 from i3d.errors import I3DError
+from i3d.models.download import download
+from i3d.models.fetch import FetchError
 from i3d.parallel.process import count_cores
 from i3d.parallel.world import World
 from i3d.presets import STREAMS
@@ -41,6 +44,7 @@ EVALUATED_FRAMES = 64  # 2.6 seconds, about the length of a video
 TOP_K = 3
 WINDOWS_PER_ACTION = 2  # of the longer video's timeline
 NETWORKS = Path(__file__).parent  # trained; see the package's docstring
+RELEASED = "rgb_scratch_kinetics400"  # of the released networks the one that has two sources
 
 
 def run_demo(
@@ -53,6 +57,9 @@ def run_demo(
 ) -> Demo:
     """``i3d demo``: run the example and say on standard output what is done.
 
+    Last it fetches a released network into the user's cache, unless it is there; where that fails,
+    it says so, and nothing else is lost.
+
     Args:
         output: folder for all that is made, itself made if need be. What an earlier run of the same
             seed and number left there is used again.
@@ -64,7 +71,7 @@ def run_demo(
     Raises:
         UsageError: an argument has no meaning, or the folder holds something else.
         CheckpointError: a checkpoint is missing, or is for other classes.
-        I3DError: a stage fails.
+        I3DError: a stage fails, other than the fetching.
     """
     DemoOptions(seed=seed, per_class=per_class, workers=workers)  # checks them
     workers = workers or count_cores(World())
@@ -83,10 +90,15 @@ def run_demo(
         prediction=prediction,
         timeline=timeline,
         truth=truth,
+        released=Released(RELEASED, None, "its download was broken off"),
         steps=tuple(journal.steps),
     )
+    write_index(demo)  # stays where the download is broken off
+    released = _fetch_released(journal)
+    demo = replace(demo, released=released, steps=tuple(journal.steps))
     write_index(demo)
     click.echo(f"{folder.page}: open it in a browser ({demo.seconds:.0f} s in all)")
+    click.echo(str(released))
     return demo
 
 
@@ -224,3 +236,19 @@ def _predict(
         timeline = predictor.predict(video, top_k=1, every_seconds=every_seconds)
         click.echo(str(timeline))
     return prediction, timeline
+
+
+def _fetch_released(journal: _Journal) -> Released:
+    """The real network, in the cache; a machine that reaches no source of it is no failure."""
+    with journal.step(
+        "Fetch a released network, for real videos", "checkpoints", "download", RELEASED
+    ):
+        try:
+            released = Released(RELEASED, download(RELEASED, progress=True))
+        except I3DError as error:
+            # The cause is what happened; the message around it adds the ways out.
+            cause = error.__cause__
+            reason = cause if isinstance(cause, I3DError | FetchError) else error
+            released = Released(RELEASED, None, " ".join(str(reason).split()))
+        click.echo("not fetched" if released.path is None else str(released.path))
+    return released

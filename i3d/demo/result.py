@@ -1,6 +1,7 @@
 """What a run of the demo found, and the steps that led there."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from i3d.demo.folder import Folder
 from i3d.demo.sequence import Segment
@@ -24,6 +25,36 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Released:
+    """The real network, for videos of the user's own.
+
+    Attributes:
+        name: key of `i3d.models.released.CHECKPOINTS`.
+        path: its file in the cache; None where it could not be fetched.
+        problem: why not, in a line; empty where it is there.
+    """
+
+    name: str
+    path: Path | None
+    problem: str = ""
+
+    @property
+    def fetch_command(self) -> str:
+        """What fetches it."""
+        return f"i3d checkpoints download {self.name}"
+
+    @property
+    def command(self) -> str:
+        """What says what happens in a video."""
+        return f"i3d predict VIDEO --checkpoint {self.name}"
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"on a video of your own: {self.command}"
+        return f"{self.name} was not fetched ({self.problem}); later: {self.fetch_command}"
+
+
+@dataclass(frozen=True)
 class Demo:
     """What a run found.
 
@@ -35,6 +66,7 @@ class Demo:
         prediction: classes of one of the videos.
         timeline: classes of the longer video, window by window.
         truth: actions of the longer video, one after the other.
+        released: the real network; no figure is from it.
         steps: stages that led here, with their times.
     """
 
@@ -45,6 +77,7 @@ class Demo:
     prediction: Prediction
     timeline: Prediction
     truth: tuple[Segment, ...]
+    released: Released
     steps: tuple[Step, ...]
 
     @property

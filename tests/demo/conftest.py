@@ -35,6 +35,15 @@ def small_settings():
         yield
 
 
+@contextlib.contextmanager
+def no_source(folder):
+    """As the fixture `cache`, which is of one test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("I3D_CACHE", str(folder / "cache"))
+        patch.setenv("I3D_CHECKPOINT_URL", str(folder / "no-mirror"))
+        yield
+
+
 @pytest.fixture
 def quick():
     """Small videos of a second, and networks that see half of it."""
@@ -50,9 +59,14 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def made(networks, place):
-    """(what was found, what was printed)"""
+    """(what was found, what was printed), where no source of the released network is reached"""
     printed = io.StringIO()
-    with small_settings(), contextlib.chdir(place), contextlib.redirect_stdout(printed):
+    with (
+        small_settings(),
+        no_source(place),
+        contextlib.chdir(place),
+        contextlib.redirect_stdout(printed),
+    ):
         found = demo.run_demo("demo", per_class=1, workers=1, checkpoints=networks)
     return found, printed.getvalue()
 

@@ -1,5 +1,6 @@
 """The page of the demo: what it shows is what was found, and it needs nothing but its folder."""
 
+import re
 from urllib.parse import unquote
 
 import pytest
@@ -15,6 +16,18 @@ def test_page_says_that_the_videos_are_synthetic(page):
     assert "videos of this page are synthetic" in text
     assert "trained on other videos drawn by the same program" in text
     assert "nothing about real videos" in text
+
+
+def test_page_says_that_the_real_network_is_not_there(page):
+    section = page.one(id="released")
+    assert "figures above are from synthetic videos and two small networks" in section.text
+    assert "rgb_scratch_kinetics400, trained on real videos" in section.text
+    problem = r"It was not fetched: \S+/model.ckpt.index: no such file\. To fetch it later:"
+    assert re.search(problem, section.text)
+    assert [pre.text for pre in section.all("pre")] == [
+        "i3d checkpoints download rgb_scratch_kinetics400",
+        "i3d predict VIDEO --checkpoint rgb_scratch_kinetics400",
+    ]
 
 
 def test_page_has_the_table(page, made):

@@ -5,10 +5,12 @@ The fast tests run it on videos of a second with small random networks; the slow
 
 import json
 import shlex
+import shutil
 
 import av
 import pytest
 from support.bundles import small_model
+from support.pages import read
 
 import i3d
 from i3d import demo
@@ -43,8 +45,10 @@ def test_output_has_every_command_above_its_result(made, place):
     found, printed = made
     assert printed.startswith("# Render synthetic videos of 12 human actions")
     commands = [step.command for step in found.steps if step.command]
-    assert [c.split()[1] for c in commands] == ["precompute", "evaluate", "predict", "predict"]
-    results = (None, found.evaluation, found.prediction, found.timeline)
+    assert [c.split()[1] for c in commands] == [
+        "precompute", "evaluate", "predict", "predict", "checkpoints"
+    ]  # fmt: skip
+    results = (None, found.evaluation, found.prediction, found.timeline, "not fetched")
     rest = printed
     for command, result in zip(commands, results, strict=True):
         before, found_it, rest = rest.partition(f"\n$ {command}\n")
@@ -69,7 +73,7 @@ def test_commands_do_the_same_when_they_are_typed(made, place, capsys, monkeypat
     before = json.loads((place / "demo" / "evaluation.json").read_text())
     outputs = []
     for step in found.steps:
-        if step.command:
+        if step.command and step.command != found.released.fetch_command:
             with pytest.raises(SystemExit) as caught:
                 main(shlex.split(step.command)[1:])
             assert caught.value.code == 0
@@ -96,6 +100,62 @@ def test_longer_video_is_what_it_is_said_to_be(made, place):
     for window in found.timeline.windows:  # none looks at two actions
         last = window.end_seconds - 0.04
         assert action_at(found.truth, window.start_seconds) == action_at(found.truth, last)
+
+
+# --- the released network -------------------------------------------------------------------------
+
+
+def run_again(networks, place, folder, capsys, monkeypatch):
+    """The command on a copy of what is made: the lines it prints, and its page."""
+    shutil.copytree(place / "demo", folder / "demo")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(pipeline, "NETWORKS", networks)
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", "demo", "--per-class", "1", "--workers", "1"])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 0, err
+    return out.splitlines(), read(folder / "demo" / "index.html")
+
+
+def test_without_a_source_it_says_so(made):
+    _, printed = made
+    *_, page, last = printed.splitlines()
+    assert page.startswith("demo/index.html: open it in a browser")
+    assert last.startswith("rgb_scratch_kinetics400 was not fetched (")
+    assert last.endswith("no such file); later: i3d checkpoints download rgb_scratch_kinetics400")
+
+
+def test_released_network_is_fetched_once(
+    quick, made, networks, place, released, cache, tmp_path, capsys, monkeypatch
+):
+    command = "i3d predict VIDEO --checkpoint rgb_scratch_kinetics400"
+    path = cache / "rgb_scratch_kinetics400.safetensors"
+    for attempt, mirror in (("first", released), ("second", tmp_path / "no-mirror")):
+        monkeypatch.setenv("I3D_CHECKPOINT_URL", str(mirror))
+        lines, page = run_again(networks, place, tmp_path / attempt, capsys, monkeypatch)
+        fetched = lines.index("$ i3d checkpoints download rgb_scratch_kinetics400")
+        assert lines[fetched + 1] == str(path)
+        assert lines[-1] == f"on a video of your own: {command}"
+        section = page.one(id="released")
+        assert "figures above are from synthetic videos and two small networks" in section.text
+        assert "not fetched" not in section.text
+        assert section.one("pre").text == command
+    assert i3d.load("rgb_scratch_kinetics400").classes[0] == "abseiling"
+
+
+def test_page_is_there_when_the_download_is_broken_off(
+    quick, made, networks, place, tmp_path, monkeypatch
+):
+    def break_off(*_, **__):
+        raise KeyboardInterrupt
+
+    shutil.copytree(place / "demo", tmp_path / "demo")
+    (tmp_path / "demo" / "index.html").unlink()
+    monkeypatch.setattr(pipeline, "download", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_demo(tmp_path / "demo", per_class=1, workers=1, checkpoints=networks)
+    section = read(tmp_path / "demo" / "index.html").one(id="released")
+    assert "It was not fetched: its download was broken off." in section.text
 
 
 # --- again, and what goes wrong -------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """Downloads of named checkpoints, from servers that misbehave."""
 
 import contextlib
-import dataclasses
-import hashlib
 import http.server
 import multiprocessing
 import os
@@ -12,7 +10,6 @@ import threading
 import time
 
 import pytest
-from support import bundles
 
 from i3d.errors import CheckpointError
 from i3d.models import fetch
@@ -24,25 +21,6 @@ NAME = "rgb_scratch_kinetics400"
 
 
 FOLDER = "rgb_scratch"
-
-
-@pytest.fixture
-def released(tmp_path, monkeypatch):
-    """A mirror folder with a small network under a released name, and its record in the table."""
-    model = bundles.small_model(num_classes=None, classes="kinetics400")
-    mirror = tmp_path / "mirror"
-    bundles.write(mirror / FOLDER, bundles.tensorflow_variables(model))
-    index = mirror / FOLDER / INDEX_FILE
-    data = mirror / FOLDER / DATA_FILE
-    record = dataclasses.replace(
-        CHECKPOINTS[NAME],
-        index_sha256=hashlib.sha256(index.read_bytes()).hexdigest(),
-        data_bytes=data.stat().st_size,
-        data_sha256=hashlib.sha256(data.read_bytes()).hexdigest(),
-    )
-    monkeypatch.setitem(CHECKPOINTS, NAME, record)
-    monkeypatch.setattr(fetch, "CHUNK_BYTES", 1 << 14)
-    return mirror
 
 
 class Server:
