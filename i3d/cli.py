@@ -26,6 +26,7 @@ from i3d.tasks.options import (
     ExportOptions,
     PrintOptions,
     StrictOptions,
+    VerifyOptions,
 )
 from i3d.tasks.precompute.options import PrecomputeOutputs, Settings, Work
 from i3d.tasks.predict.options import PredictOptions
@@ -138,6 +139,20 @@ def checkpoints_path(name: str) -> None:
     from i3d.tasks.checkpoints import local_checkpoint
 
     click.echo(str(local_checkpoint(name)))
+
+
+@command(cli, VerifyOptions, example="i3d verify rgb_scratch_kinetics400")
+@click.argument("name", default="rgb_scratch_kinetics400")
+def verify(options: VerifyOptions, name: str) -> int:
+    """Check a released network against published figures.
+
+    NAME (default: rgb_scratch_kinetics400) is fetched where it is not on disk. Of that one two
+    Fréchet Video Distances are computed that TensorFlow's users published; run it once before a
+    number of yours is to be trusted. Exit 1 if a figure is off by more than its tolerance.
+    """
+    from i3d.tasks.verify import run_verify
+
+    return run_verify(name, options)
 
 
 @command(

@@ -28,6 +28,7 @@ OPTIONS = {
     "precompute": "annotations classes clips-per-shard device dry-run json layout max-seconds "
     "no-flow quality short-side split strict trim workers",
     "predict": "checkpoint device every json plot runtime top-k",
+    "verify": "device json quick samples",
     "train": "accumulate batch-size bn-momentum clip-gradients compile device dropout ema epochs "
     "flip frames freeze init json label-smoothing learning-rate log-steps momentum no-flip output "
     "precision recipe resume save-steps seed steps stream sync-batch-norm val val-every val-frames "

@@ -109,3 +109,16 @@ class DownloadOptions:
 
     url: str | None = option(None, "Folder of the checkpoints elsewhere: a URL or a local path.")
     force: bool = option(False, "Fetch again what is on disk.")
+
+
+@dataclass(frozen=True)
+class VerifyOptions(PrintOptions):
+    """What is checked of a released network."""
+
+    quick: bool = option(False, "Leave out what takes minutes on a CPU.")
+    samples: str | None = option(
+        None,
+        "Folder of the original repository's v_CricketShot_g04_c01_rgb.npy and _flow.npy.",
+        metavar="DIR",
+    )
+    device: Device = option("auto", "Where to compute.", metavar="auto|cpu|cuda")
