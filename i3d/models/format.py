@@ -22,7 +22,7 @@ from i3d.errors import CheckpointError, DatasetError, I3DError, UsageError
 from i3d.presets import STREAM_CHANNELS, Stream, find_preset
 from i3d.records import pick, plain
 
-BATCH_NORM_EPS = 1e-3  # Sonnet's default; ports that use PyTorch's 1e-5 move logits by 4 to 15
+BATCH_NORM_EPS = 1e-3  # Sonnet's default; ports often have PyTorch's 1e-5 (docs/numerics.md)
 MAX_WIDTH = 4.0  # 800 MB of weights: what a checkpoint from outside can make us allocate
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
 

@@ -69,6 +69,7 @@ def test_noise_is_what_one_call_would_draw(cache, monkeypatch, small_checks):
 
 def test_what_is_off_is_said_and_ends_with_1(cache, monkeypatch, capsys):
     place(cache, monkeypatch, known=False)
+    monkeypatch.setattr(module, "CONSTANT", dataclasses.replace(CONSTANT, videos=2))
     assert exit_code("verify", NAME, "--quick", "--device", "cpu") == 1
     out = capsys.readouterr().out
     weights, constant, noise = out.splitlines()[2:5]
