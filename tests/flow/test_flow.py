@@ -250,6 +250,7 @@ def test_other_parameters_are_opencvs():
     np.testing.assert_allclose(ours[0], reference, atol=0 if SAME_ARITHMETIC else 0.1)
 
 
+@pytest.mark.slow
 def test_import_is_light_and_uncached_kernels_give_the_same_bits(tmp_path):
     """As in a read-only installation without a home: compiled anew, since nothing can be kept."""
     script = """

@@ -19,7 +19,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("stream", ["rgb", "flow"])
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     batch=st.integers(1, 3),
     frames=st.integers(9, 40),

@@ -478,7 +478,7 @@ def environment():
     return os.environ | {"OMP_NUM_THREADS": threads}
 
 
-@pytest.mark.parametrize("output", ["out", "out.parquet"])
+@pytest.mark.parametrize("output", ["out", pytest.param("out.parquet", marks=pytest.mark.slow)])
 def test_torchrun_gives_the_same_bytes(videos, checkpoints, tmp_path, output):
     results = []
     for size in (1, 2):
@@ -542,7 +542,11 @@ main(sys.argv[1:])
 
 @pytest.mark.parametrize(
     ("output", "sent"),
-    [("out", signal.SIGKILL), ("out.parquet", signal.SIGKILL), ("out", signal.SIGTERM)],
+    [
+        ("out", signal.SIGKILL),
+        ("out", signal.SIGTERM),
+        pytest.param("out.parquet", signal.SIGKILL, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_run_again(videos, checkpoints, tmp_path, output, sent, run):
     whole, folder, marker = tmp_path / "whole", tmp_path / "killed", tmp_path / "marker"
