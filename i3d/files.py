@@ -4,6 +4,7 @@ Local files are opened directly; everything with a ``scheme://`` goes through fs
 (``hdfs://``, ``s3://``, ``gs://``, ``https://``, ``memory://``), in `remote`.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 from i3d import remote
 
@@ -80,6 +81,12 @@ def read_range(location: Location, start: int, length: int) -> bytes:
     with path.open("rb") as f:
         f.seek(start)
         return f.read(length)
+
+
+def sha256(location: Location) -> str:
+    """SHA-256 of a file's bytes: 64 hexadecimal digits."""
+    with open_read(location) as f:
+        return hashlib.file_digest(cast(Any, f), "sha256").hexdigest()
 
 
 def remove(location: Location) -> None:

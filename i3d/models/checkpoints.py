@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
@@ -140,8 +139,7 @@ def _read_safetensors(name: str, bn_eps: float | None) -> Weights:
 
 def _find_released(location: str) -> Checkpoint | None:
     """Which released checkpoint a TensorFlow bundle is: the index holds every tensor's checksum."""
-    with files.open_read(f"{find_prefix(location)}.index") as f:
-        digest = hashlib.file_digest(cast(Any, f), "sha256").hexdigest()
+    digest = files.sha256(f"{find_prefix(location)}.index")
     return next((c for c in CHECKPOINTS.values() if c.index_sha256 == digest), None)
 
 

