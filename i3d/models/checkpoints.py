@@ -14,7 +14,6 @@ import torch
 
 from i3d import files
 from i3d.errors import UsageError
-from i3d.models.download import download
 from i3d.models.foreign.readers import read_npz, read_state_dict, read_tensorflow
 from i3d.models.foreign.tf_bundle import find_prefix
 from i3d.models.format import BATCH_NORM_EPS, Weights, read_metadata, write_safetensors
@@ -85,6 +84,8 @@ def resolve(name_or_path: files.Location, *, progress: bool = False) -> files.Lo
     """The file behind a name (downloading it if need be), or the path itself if it exists."""
     text = os.fspath(name_or_path)
     if text in CHECKPOINTS:
+        from i3d.models.download import download  # requests: 50 ms that files do not need
+
         return download(text, progress=progress)
     if files.exists(text) or files.exists(f"{text}.index"):
         return name_or_path

@@ -2,13 +2,17 @@
 
 import dataclasses
 import hashlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from support import bundles
 from support.golden import shared
+from support.paths import ROOT
 
 import i3d
 from i3d.errors import UsageError
@@ -16,6 +20,7 @@ from i3d.models.checkpoints import (
     fingerprint,
     load,
     read_weights,
+    save,
 )
 from i3d.models.foreign.readers import write_npz
 from i3d.models.foreign.tf_bundle import parse_index
@@ -49,6 +54,16 @@ def test_unknown_name_suggests_the_nearest():
         load("rgb_imagenet_kinetics40")
     with pytest.raises(UsageError, match=r"no/such\.safetensors: no such checkpoint or file"):
         load("no/such.safetensors")
+
+
+def test_a_file_is_loaded_without_the_downloader(tmp_path):
+    """Workers load files, too: requests alone takes 50 ms to import."""
+    save(bundles.small_model(), tmp_path / "c.safetensors")
+    script = "import sys, i3d; i3d.load('c.safetensors'); print('requests' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert found.stdout.split() == [b"False"]
 
 
 def test_a_released_bundle_is_known_by_its_index(tmp_path, monkeypatch):
