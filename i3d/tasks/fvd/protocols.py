@@ -26,15 +26,12 @@ from typing import Any, get_args
 from i3d.errors import UsageError
 from i3d.models.format import BATCH_NORM_EPS
 from i3d.presets import MIN_FRAMES
-from i3d.tasks.fvd.options import Divisor, Endpoint, Fit, Resize
+from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, Divisor, Endpoint, Fit, Resize
 from i3d.tasks.options import check_choice
 
 SCALE = "2x/255-1"  # of all three: pixels 0..255 -> [-1, 1]
 MAX_FRAMES = 4096
 MAX_SIZE = 1024
-# TF-Hub's deepmind/i3d-kinetics-400/1 holds the released network bit for bit: the checksums of all
-# 230 arrays in its variables.index are those of rgb_scratch's (tests/models/foreign).
-TF_HUB = "rgb_scratch_kinetics400"
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Protocol:
 
     name: str
     source: str
-    weights: str
+    weights: str = DEFAULT_CHECKPOINT
     bn_eps: float = BATCH_NORM_EPS
     endpoint: Endpoint = "logits"
     size: int = 224
@@ -122,20 +119,17 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "google-2018",
             source="google-research/google-research@0090728 frechet_video_distance",
-            weights=TF_HUB,
             resize="tf1",
         ),
         Protocol(
             "stylegan-v",
             source="universome/stylegan-v@1f630af src/metrics",
-            weights=TF_HUB,
             divisor="n",
             videos=2048,
         ),
         Protocol(
             "videogpt",
             source="wilson1yan/VideoGPT@3eee7ec videogpt/fvd",
-            weights=TF_HUB,
             bn_eps=1e-5,
             fit="crop",
             videos=256,

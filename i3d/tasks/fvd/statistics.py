@@ -21,11 +21,11 @@ import numpy as np
 from i3d import files
 from i3d.errors import DatasetError, UsageError
 from i3d.metrics.frechet import MAX_DIMENSIONS, Moments
+from i3d.models.released import CHECKPOINTS
 from i3d.records import differences, read_sealed, seal
 from i3d.tasks.fvd.protocols import Protocol, find_protocol
 
 FORMAT = "i3d-fvd-statistics-1"
-KINETICS_I3D = "deepmind/kinetics-i3d"  # how the sources of its networks begin
 MAX_METADATA = 1 << 16  # bytes
 MAX_COUNT = 1 << 40
 MAX_ROWS = 1 << 15  # of features: twice MAX_DIMENSIONS
@@ -50,8 +50,9 @@ class WeightsRecord:
     @property
     def words(self) -> str:
         """What a result says of weights that are not its protocol's."""
-        if self.source.startswith(KINETICS_I3D):
-            return f"weights {self.source.split()[-1]} of kinetics-i3d"
+        for checkpoint in CHECKPOINTS.values():
+            if checkpoint.source == self.source:
+                return f"weights {checkpoint.folder} of kinetics-i3d"
         return f"unverified weights {self.sha256[:12]}"
 
 
