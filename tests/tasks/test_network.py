@@ -43,11 +43,22 @@ def test_networks_that_need_other_frames_are_refused(presets, shards, words):
         common_preset(networks(*presets), shards)
 
 
-@pytest.mark.parametrize("form", ["bundle", "npz", "pytorch-i3d", "hassony2", "safetensors"])
+@pytest.mark.parametrize(
+    "form", ["bundle", "TF-Hub", "npz", "pytorch-i3d", "hassony2", "safetensors"]
+)
 def test_a_released_network_is_known_in_whatever_file_it_comes(rgb_scratch, tmp_path, form):
     model = load(rgb_scratch, trainable=True)
     if form == "bundle":
         path = bundles.write(tmp_path, bundles.tensorflow_variables(model))
+    elif form == "TF-Hub":  # BatchNorm as [1, 1, 1, 1, C], a compressed index, a SavedModel folder
+        variables = {
+            name: array.reshape(1, 1, 1, 1, -1) if "batch_norm" in name else array
+            for name, array in bundles.tensorflow_variables(model).items()
+        }
+        bundles.write(tmp_path / "variables", variables, compression=1, compress=bundles.snappy)
+        for written in (tmp_path / "variables").iterdir():
+            written.rename(written.with_name(written.name.replace("model.ckpt", "variables")))
+        path = tmp_path
     elif form in ("npz", "safetensors"):
         path = tmp_path / f"any.{form}"
         convert(rgb_scratch, path)
