@@ -18,7 +18,7 @@ from i3d.demo.options import DemoOptions
 from i3d.errors import I3DError, UsageError
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
 from i3d.tasks.features.options import FeatureCheckpoints, FeatureOptions
-from i3d.tasks.fvd.options import Changes, FvdOutputs, Measure
+from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, Changes, FvdOutputs, Measure
 from i3d.tasks.options import (
     ComputeOptions,
     ConvertOptions,
@@ -142,7 +142,7 @@ def checkpoints_path(name: str) -> None:
 
 
 @command(cli, VerifyOptions, example="i3d verify rgb_scratch_kinetics400")
-@click.argument("name", default="rgb_scratch_kinetics400")
+@click.argument("name", default=DEFAULT_CHECKPOINT)
 def verify(options: VerifyOptions, name: str) -> int:
     """Check a released network against published figures.
 
