@@ -19,9 +19,12 @@ import numpy as np
 import torch
 
 from i3d.data.videos import VideoSet
+from i3d.presets import KINETICS_I3D
 from i3d.tasks.precompute.writing import precompute
+from i3d.video import VideoReader
 
 RESULTS = Path(__file__).parent / "results"
+SECONDS = KINETICS_I3D.clip_frames / KINETICS_I3D.fps  # of a real clip: the original's test clip
 KINETICS_VALIDATION = 19_881  # videos, CVDF's copy
 SYNTHETIC_SECONDS = 10
 SYNTHETIC_VIDEOS = 3  # of synthetic shards
@@ -168,6 +171,19 @@ def trained_like(stream="rgb", num_classes=400, **options):
         elif name.endswith(("running_mean", "bias")):
             tensor.normal_(0, 0.2)
     return network
+
+
+def read_clip(path, fps=25.0, short_side=256):
+    """The first ten seconds of a video, uint8 (T, H, W, 3)."""
+    with VideoReader(path, end_seconds=SECONDS, fps=fps, short_side=short_side) as reader:
+        return np.stack(list(reader))
+
+
+def cut_windows(frames, length, fps=25.0, step_seconds=None):
+    """Window number -> its frames; one begins where the one before ends, at 25 fps."""
+    step = fps * (step_seconds or length / 25.0)
+    starts = {i: round(i * step) for i in range(int(len(frames) / step) + 1)}
+    return {i: frames[s : s + length] for i, s in starts.items() if s + length <= len(frames)}
 
 
 # --- the record -----------------------------------------------------------------------------------

@@ -33,7 +33,6 @@ from i3d.models.memory import reuse_freed_memory
 from i3d.presets import KINETICS_I3D
 from i3d.video import VideoReader
 
-SECONDS = KINETICS_I3D.clip_frames / KINETICS_I3D.fps  # of each clip
 CROP = KINETICS_I3D.crop
 
 
@@ -47,19 +46,6 @@ class Row:
 
 
 # --- pixels ---------------------------------------------------------------------------------------
-
-
-def read(path, fps=25.0, short_side=256):
-    """The first ten seconds, uint8 (T, H, W, 3)."""
-    with VideoReader(path, end_seconds=SECONDS, fps=fps, short_side=short_side) as reader:
-        return np.stack(list(reader))
-
-
-def cut(frames, length, fps=25.0, step_seconds=None):
-    """Window number -> its frames; one begins where the one before ends, at 25 fps."""
-    step = fps * (step_seconds or length / 25.0)
-    starts = {i: round(i * step) for i in range(int(len(frames) / step) + 1)}
-    return {i: frames[s : s + length] for i, s in starts.items() if s + length <= len(frames)}
 
 
 def resized(frames, interpolation):
@@ -140,8 +126,8 @@ def network_rows(checkpoint, model, clips):
 
 def rgb_rows(path, checkpoint, length):
     model = load(checkpoint)
-    frames = read(path)
-    windows = cut(frames, length)
+    frames = common.read_clip(path)
+    windows = common.cut_windows(frames, length)
     clips = {i: rgb_clip(window) for i, window in windows.items()}
     yield "original", ask(model, clips)
     yield from network_rows(checkpoint, model, clips)
@@ -157,18 +143,18 @@ def rgb_rows(path, checkpoint, length):
         i: np.stack([cv2.resize(f, (CROP, CROP)) for f in window]) for i, window in windows.items()
     }
     yield "squashed to 224 x 224, no crop", of(squash)
-    own = read(path, short_side=None)
+    own = common.read_clip(path, short_side=None)
     if own.shape != frames.shape:
-        yield "no resize: crop of the file's own size", of(cut(own, length))
-        yield "resize: area", of(cut(resized(own, cv2.INTER_AREA), length))
-        yield "resize: bicubic", of(cut(resized(own, cv2.INTER_CUBIC), length))
+        yield "no resize: crop of the file's own size", of(common.cut_windows(own, length))
+        yield "resize: area", of(common.cut_windows(resized(own, cv2.INTER_AREA), length))
+        yield "resize: bicubic", of(common.cut_windows(resized(own, cv2.INTER_CUBIC), length))
     with VideoReader(path) as reader:
         fps = reader.source_fps
     if abs(fps - 25) > 0.1:
-        at_own_rate = cut(read(path, fps), length, fps)
+        at_own_rate = common.cut_windows(common.read_clip(path, fps), length, fps)
         seen = {i: x for i, x in at_own_rate.items() if i in windows}
         yield "the file's own frame rate", of(seen)
-    yield "JPEG of the shards (quality 95)", of(cut(stored(frames), length))
+    yield "JPEG of the shards (quality 95)", of(common.cut_windows(stored(frames), length))
     test_clip = loop_frames(frames, KINETICS_I3D.clip_frames)
     yield "250 frames instead of the window", of(dict.fromkeys(windows, test_clip))
 
@@ -177,7 +163,9 @@ def flow_rows(path, checkpoint, length):
     model = load(checkpoint)
     flow = {
         i: optical_flow(window)
-        for i, window in cut(read(path), length + 1, step_seconds=length / 25).items()
+        for i, window in common.cut_windows(
+            common.read_clip(path), length + 1, step_seconds=length / 25
+        ).items()
     }
     clips = {i: flow_input(x) for i, x in flow.items()}
     yield "original", ask(model, clips)

@@ -15,7 +15,6 @@ from unittest import mock
 
 import common
 import torch
-from ports import cut, read
 
 from i3d import rgb_clip
 from i3d.models import winograd
@@ -106,7 +105,9 @@ def main():
     reuse_freed_memory()
     clips, windows = [], {}
     for path in args.clips:
-        found = cut(read(path), args.frames, step_seconds=args.step / 25).values()
+        found = common.cut_windows(
+            common.read_clip(path), args.frames, step_seconds=args.step / 25
+        ).values()
         windows[path.name] = len(found)
         clips += [rgb_clip(frames) for frames in found]
     weights = read_weights(resolve(args.rgb))
