@@ -71,6 +71,11 @@ class ClassList:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the names are not known: see `numbered_classes`."""
+        return self.name == NUMBERED
+
     @cached_property
     def _exact(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.names)}
@@ -132,6 +137,17 @@ CLASS_LISTS = {
     "kinetics400": ClassList("kinetics400", KINETICS_400),
     "kinetics600": ClassList("kinetics600", KINETICS_600),
 }
+
+
+NUMBERED = "numbers"
+
+
+def numbered_classes(count: int) -> ClassList:
+    """The list of labels whose names are not known: ``"0"``, ``"1"``, ...
+
+    They index the classes of the network that sees them.
+    """
+    return ClassList(NUMBERED, tuple(map(str, range(count))))
 
 
 def known_name(names: Sequence[str]) -> str | None:
@@ -208,7 +224,8 @@ def class_list(spec: Location | ClassList) -> ClassList:
         return CLASS_LISTS[known]
     # A file called kinetics400.txt with other content must not pass for the real list.
     stem = PurePosixPath(text).stem
-    return ClassList(f"file {stem}" if stem in {*CLASS_LISTS, "folders"} else stem, names)
+    taken = {*CLASS_LISTS, "folders", NUMBERED}
+    return ClassList(f"file {stem}" if stem in taken else stem, names)
 
 
 def _parse_names(location: str) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, Changes, FvdOutputs, Measu
 from i3d.tasks.options import (
     ComputeOptions,
     ConvertOptions,
+    ConvertShardsOptions,
     DownloadOptions,
     ExportOptions,
     PrintOptions,
@@ -83,15 +84,39 @@ def convert(options: ConvertOptions, checkpoint: str, output: str) -> None:
     """Convert a checkpoint of any program.
 
     CHECKPOINT is TensorFlow's, .npz, PyTorch's or .safetensors; OUTPUT ends in .safetensors, or in
-    .npz for the Chainer program's layout.
+    .npz for the Chainer program's layout, unless --format says which it is.
     """
     from i3d.console import show
     from i3d.tasks.convert import convert as convert_checkpoint
 
     converted = convert_checkpoint(
-        checkpoint, output, bn_eps=options.bn_eps, classes=options.classes
+        checkpoint,
+        output,
+        bn_eps=options.bn_eps,
+        classes=options.classes,
+        form=options.format,
     )
     show(converted, as_json=options.as_json)
+
+
+@command(
+    cli,
+    ConvertShardsOptions,
+    name="convert-shards",
+    example="i3d convert-shards old-val shards/val --classes kinetics400",
+)
+@click.argument("old")
+@click.argument("new")
+def convert_shards(options: ConvertShardsOptions, old: str, new: str) -> int:
+    """Turn the Chainer program's precomputed zips into shards.
+
+    OLD is its folder, NEW the folder of the shards. No frame is decoded and no flow computed again.
+    Run it again to go on after an interruption; run it under torchrun, mpiexec or srun to share the
+    work between processes.
+    """
+    from i3d.tasks.convert_shards import run_convert_shards
+
+    return run_convert_shards(options, old, new)
 
 
 @command(cli, ExportOptions, example="i3d export rgb_imagenet_kinetics400 model.onnx")

@@ -15,25 +15,28 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 
 from i3d.errors import I3DError, UsageError
-from i3d.presets import KINETICS_I3D, MIN_FRAMES, Stream
+from i3d.presets import KINETICS_I3D, MIN_FRAMES, Preset, Scale, Stream
 
 if TYPE_CHECKING:  # torch takes a second to import, and precompute's workers do without
     import torch
 
 Array = TypeVar("Array", bound="np.ndarray | torch.Tensor")
 
-FLOW_STEPS = 127  # quantisation steps from no motion to the bound
-FLOW_ZERO = 128  # the stored value of no motion
+_STORAGE = KINETICS_I3D.flow_storage
 
 
 def rgb_clip(
-    frames: "np.ndarray | torch.Tensor", *, crop: int = KINETICS_I3D.crop
+    frames: "np.ndarray | torch.Tensor",
+    *,
+    crop: int = KINETICS_I3D.crop,
+    scale: Scale = KINETICS_I3D.rgb_scale,
 ) -> "torch.Tensor":
     """Centre-crop and scale frames for the RGB network.
 
     Args:
         frames: uint8 (T, H, W, 3), RGB, T at least 1, H and W at least ``crop``.
         crop: pixels of the square crop.
+        scale: of another preset; default: as written below.
 
     Returns:
         float32 (3, T, crop, crop) in [-1, 1], contiguous: ``x / 127.5 - 1``, rounded once (the
@@ -43,9 +46,7 @@ def rgb_clip(
         I3DError: wrong type or shape, no frames, or frames smaller than the crop.
     """
     _check("frames", frames, dtypes=("uint8",), channels=3)
-    clip = _channels_first(center_crop(frames, crop))
-    # x / 127.5 - 1 = (2 x - 255) / 255, where only the division rounds
-    return _divide(clip.mul_(2).sub_(255), 255)
+    return _scale(_channels_first(center_crop(frames, crop)), scale)
 
 
 def flow_clip(
@@ -53,6 +54,7 @@ def flow_clip(
     *,
     crop: int = KINETICS_I3D.crop,
     bound_pixels: float = KINETICS_I3D.flow_bound_pixels,
+    scale: Scale = KINETICS_I3D.flow_scale,
 ) -> "torch.Tensor":
     """Centre-crop and scale optical flow for the flow network.
 
@@ -61,6 +63,7 @@ def flow_clip(
             :func:`quantize_flow` stores it. T is at least 1, H and W at least ``crop``.
         crop: pixels of the square crop.
         bound_pixels: flow beyond ± this is clipped; for uint8 it was applied when stored.
+        scale: of stored flow of another preset; default: as written below.
 
     Returns:
         float32 (2, T, crop, crop) in [-1, 1], contiguous: ``(q - 128) / 127``.
@@ -72,15 +75,24 @@ def flow_clip(
     cropped = center_crop(flow, crop)
     if _dtype(cropped) == "float32":
         cropped = quantize_flow(cropped, bound_pixels=bound_pixels)
-    return _divide(_channels_first(cropped).sub_(FLOW_ZERO), FLOW_STEPS)
+    return _scale(_channels_first(cropped), scale)
 
 
-def scale_pixels(pixels: "torch.Tensor", stream: Stream) -> "torch.Tensor":
-    """Scale a batch that is cropped already, on its device: the bits of `rgb_clip`, `flow_clip`.
+def scale_clip(pixels: "torch.Tensor", stream: Stream, preset: Preset) -> "torch.Tensor":
+    """Scale a clip that is cropped already: uint8 (T, h, w, C), as stored, to float32 (C, T, h, w).
+
+    As `rgb_clip` and `flow_clip` do it, with the preset's numbers.
+    """
+    return _scale(_channels_first(pixels), preset.scale(stream))
+
+
+def scale_pixels(pixels: "torch.Tensor", stream: Stream, preset: Preset) -> "torch.Tensor":
+    """Scale a batch that is cropped already, on its device: the bits of `scale_clip`.
 
     Args:
-        pixels: uint8 (B, T, h, w, C); flow as :func:`quantize_flow` stores it.
+        pixels: uint8 (B, T, h, w, C), as stored.
         stream: RGB or flow.
+        preset: whose numbers.
 
     Returns:
         float32 (B, C, T, h, w) in [-1, 1], in memory as ``torch.channels_last_3d``: the pixels lie
@@ -89,10 +101,7 @@ def scale_pixels(pixels: "torch.Tensor", stream: Stream) -> "torch.Tensor":
     import torch
 
     # Keeps the order in memory: (B, T, h, w, C) -> (B, C, T, h, w), channels last.
-    clips = pixels.permute(0, 4, 1, 2, 3).to(torch.float32)
-    if stream == "rgb":
-        return _divide(clips.mul_(2).sub_(255), 255)
-    return _divide(clips.sub_(FLOW_ZERO), FLOW_STEPS)
+    return _scale(pixels.permute(0, 4, 1, 2, 3).to(torch.float32), preset.scale(stream))
 
 
 def scale_frames(frames: "torch.Tensor") -> "torch.Tensor":
@@ -130,17 +139,20 @@ def quantize_flow(flow: Array, *, bound_pixels: float = KINETICS_I3D.flow_bound_
     if isinstance(x, np.ndarray):
         bound = np.float32(bound_pixels)
         steps = np.clip(x, -bound, bound)
-        steps *= np.float32(FLOW_STEPS)
+        steps *= np.float32(_STORAGE.steps)
         steps /= bound
         np.rint(steps, out=steps)
-        steps += np.float32(FLOW_ZERO)
+        steps += np.float32(_STORAGE.zero)
         return cast(Array, steps.astype(np.uint8))
-    x = x.clamp(-bound_pixels, bound_pixels).mul_(FLOW_STEPS)
-    return cast(Array, _divide(x, bound_pixels).round_().add_(FLOW_ZERO).byte())
+    x = x.clamp(-bound_pixels, bound_pixels).mul_(_STORAGE.steps)
+    return cast(Array, _divide(x, bound_pixels).round_().add_(_STORAGE.zero).byte())
 
 
 def dequantize_flow(
-    stored: Array, *, bound_pixels: float = KINETICS_I3D.flow_bound_pixels
+    stored: Array,
+    *,
+    bound_pixels: float = KINETICS_I3D.flow_bound_pixels,
+    storage: Scale = _STORAGE,
 ) -> Array:
     """Turn stored flow back into pixels: ``(q - 128) * 20 / 127``.
 
@@ -150,6 +162,7 @@ def dequantize_flow(
     Args:
         stored: uint8 (T, H, W, 2), as :func:`quantize_flow` returns it; T may be 0.
         bound_pixels: the bound it was quantised with.
+        storage: of another preset; default: as written above.
 
     Returns:
         float32 (T, H, W, 2), pixels.
@@ -161,11 +174,11 @@ def dequantize_flow(
     x: Any = stored
     if isinstance(x, np.ndarray):
         flow = x.astype(np.float32)
-        flow -= np.float32(FLOW_ZERO)
+        flow -= np.float32(storage.zero)
         flow *= np.float32(bound_pixels)
-        flow /= np.float32(FLOW_STEPS)
+        flow /= np.float32(storage.steps)
         return cast(Array, flow)
-    return cast(Array, _divide(x.float().sub_(FLOW_ZERO).mul_(bound_pixels), FLOW_STEPS))
+    return cast(Array, _divide(x.float().sub_(storage.zero).mul_(bound_pixels), storage.steps))
 
 
 def center_crop(x: Array, size: int) -> Array:
@@ -247,15 +260,16 @@ class Views:
             return (0,)
         return tuple(i * room // (self.clips - 1) for i in range(self.clips))
 
-    def corners(self, height: int, width: int, crop: int) -> tuple[tuple[int, int], ...]:
-        """(top, left) of every crop, in pixels.
+    def corners(self, height: int, width: int, preset: Preset) -> tuple[tuple[int, int], ...]:
+        """(top, left) of every crop of the preset, in pixels.
 
         Raises:
             I3DError: the picture is smaller than the crop.
         """
+        crop = preset.crop
         if min(height, width) < crop:
             raise I3DError(f"frames of {width}x{height} are smaller than the crop of {crop}x{crop}")
-        top, left = (height - crop) // 2, (width - crop) // 2
+        top, left = preset.find_corner(height, width)
         if self.crops == 1:
             return ((top, left),)
         if width >= height:
@@ -290,6 +304,14 @@ def _channels_first(x: "np.ndarray | torch.Tensor") -> "torch.Tensor":
     return tensor.permute(3, 0, 1, 2).to(
         torch.float32, memory_format=torch.contiguous_format, copy=True
     )
+
+
+def _scale(x: "torch.Tensor", scale: Scale) -> "torch.Tensor":
+    """``(x - zero) / steps`` of whole numbers, in place, rounded once.
+
+    Doubled, so that all but the division is exact: ``x / 127.5 - 1 = (2 x - 255) / 255``.
+    """
+    return _divide(x.mul_(2).sub_(2 * scale.zero), 2 * scale.steps)
 
 
 def _divide(x: "torch.Tensor", divisor: float) -> "torch.Tensor":

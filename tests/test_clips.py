@@ -13,8 +13,11 @@ from i3d.clips import (
     loop_frames,
     quantize_flow,
     rgb_clip,
+    scale_clip,
+    scale_pixels,
 )
 from i3d.errors import I3DError, UsageError
+from i3d.presets import CHAINER_I3D
 
 RNG = np.random.default_rng(0)
 
@@ -49,6 +52,17 @@ def test_rgb_values_are_the_nearest_float32():
     assert (clip[0], clip[255]) == (-1, 1)
     assert (clip == -clip[::-1]).all()
     assert np.abs(clip - (np.arange(256, dtype=np.float32) / np.float32(127.5) - 1)).max() < 6e-8
+
+
+@pytest.mark.parametrize(("stream", "channels"), [("rgb", 3), ("flow", 2)])
+def test_the_chainer_programs_scale(stream, channels):
+    """``(x.astype(np.float32) - 128) / 128`` of both streams, which is exact."""
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(channels, axis=3)
+    clip = scale_clip(torch.from_numpy(every), stream, CHAINER_I3D)
+    expected = (every.astype(np.float32) - 128) / 128
+    np.testing.assert_array_equal(clip.numpy(), expected.transpose(3, 0, 1, 2))
+    batch = scale_pixels(torch.from_numpy(every)[None], stream, CHAINER_I3D)
+    np.testing.assert_array_equal(batch[0].numpy(), clip.numpy())
 
 
 def test_rgb_clip_accepts_tensors_and_odd_memory():

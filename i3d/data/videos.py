@@ -1,7 +1,7 @@
 """Which videos a job works on: one way to name them, and one to open what is there.
 
     folder, list or CSV of videos --read_dataset--+
-    folder of shards -------------open_dataset----+--> Contents
+    folder of shards ------------open_precomputed-+--> Contents
     .npy or .npz ------------------open_arrays----+
 
 This module is imported by the command line: what is heavy is imported where it is used.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from i3d.classes import ClassList
     from i3d.data.arrays import Arrays
     from i3d.data.kinetics import Dataset, Video
-    from i3d.data.shards import ShardDataset
+    from i3d.data.precomputed import Precomputed
 
 HEADING = "Videos"
 
@@ -37,7 +37,8 @@ class VideoSet:
 
     Attributes:
         location: folder of videos or shards, list file or CSV, or array; path or URL.
-        classes: ``kinetics400``, ``kinetics600``, ``folders`` or a file of names.
+        classes: ``kinetics400``, ``kinetics600``, ``folders`` or a file of names; also of the
+            Chainer program's folders, which hold numbers alone.
         annotations: CSV of a flat folder of videos.
         layout: how the dataset lies on disk, where it is not to be found out.
         split: part of a dataset that has several.
@@ -48,8 +49,8 @@ class VideoSet:
     location: files.Location
     classes: str | None = option(
         None,
-        "Labels of a folder of videos: kinetics400, kinetics600, folders (the sorted folder names) "
-        "or a file of names.",
+        "Labels of a folder of videos, or of the Chainer program's zips: kinetics400, kinetics600, "
+        "folders (the sorted folder names) or a file.",
         metavar="LIST",
     )
     annotations: files.Location | None = option(
@@ -86,7 +87,7 @@ class Contents:
     where: str
     name: str
     dataset: Dataset | None = None
-    shards: ShardDataset | None = None
+    shards: Precomputed | None = None
     arrays: Arrays | None = None
     single: bool = False
 
@@ -178,15 +179,17 @@ def open_videos(
         with open_arrays(where) as arrays:
             yield Contents(where, name, arrays=arrays)
         return
-    from i3d.data.shards import MANIFEST_FILE, open_dataset
+    from i3d.data.precomputed import is_precomputed, open_precomputed
 
-    if files.exists(files.join(where, MANIFEST_FILE)):
-        _refuse_settings(videos, f"{where} holds shards, which know their labels")
-        shards = open_dataset(where, partial=videos.partial)
+    if is_precomputed(where):
+        _refuse_settings(replace(videos, classes=None), f"{where} holds shards")
+        shards = open_precomputed(
+            where, partial=videos.partial, classes=videos.classes, say=say or warnings.warn
+        )
         yield Contents(where, shards.manifest.dataset, shards=shards)
         return
     if videos.partial:
-        raise UsageError(f"{where} holds no {MANIFEST_FILE}; --partial is for shards")
+        raise UsageError(f"{where} holds no manifest.json; --partial is for shards")
     dataset = _read_file(where) if labels == "optional" else None
     if dataset is None:
         dataset = _read(videos, labels, say)

@@ -98,7 +98,7 @@ def _samples(demo: Demo) -> list[_Sample]:
         sample = dataset.read_sample(key)
         fps = find_preset(dataset.manifest.preset).fps
         flows, max_pixels = _flow_pictures(sample, fps)
-        middle = len(sample.info.rgb) // 2
+        middle = sample.info.length("rgb") // 2
         samples.append(
             _Sample(
                 action=action,

@@ -102,7 +102,8 @@ def read_weights(location: files.Location, *, bn_eps: float | None = None) -> We
 
     Args:
         location: path or URL of a ``.safetensors``, ``.npz``, ``.pt``/``.pth``/``.bin``/``.tar``
-            file or a TensorFlow checkpoint (anything else).
+            file, a zip of any other name (the Chainer program gave an .npz whatever name it was
+            told) or a TensorFlow checkpoint (anything else).
         bn_eps: BatchNorm's epsilon of a PyTorch state dict, which does not carry it.
 
     Raises:
@@ -119,11 +120,18 @@ def read_weights(location: files.Location, *, bn_eps: float | None = None) -> We
         return read_state_dict(text, bn_eps=BATCH_NORM_EPS if bn_eps is None else bn_eps)
     if bn_eps is not None:
         raise UsageError(f"{text}: --bn-eps is for PyTorch state dicts; here it is known (1e-3)")
-    if text.endswith(".npz"):
+    if text.endswith(".npz") or _is_zip(text):
         return read_npz(text)
     weights = read_tensorflow(text)
     released = _find_released(text)
     return weights if released is None else weights.with_config(source=released.source)
+
+
+def _is_zip(name: str) -> bool:
+    """Whether a file begins as a zip does."""
+    if not files.exists(name) or files.is_dir(name):
+        return False
+    return files.read_range(name, 0, 4) == b"PK\3\4"
 
 
 def _read_safetensors(name: str, bn_eps: float | None) -> Weights:

@@ -47,16 +47,17 @@ def convert(
     *,
     bn_eps: float | None = None,
     classes: str | None = None,
+    form: str = "",
 ) -> Conversion:
     """Convert a checkpoint.
 
     Args:
         checkpoint: TensorFlow bundle (prefix, ``.index`` file or folder), ``.npz``, PyTorch state
             dict or ``.safetensors``; a path or URL.
-        output: ``.safetensors`` (ours) or ``.npz`` (the Chainer program's), by suffix. An existing
-            file is replaced, once the new one is whole.
+        output: the file. An existing one is replaced, once the new one is whole.
         bn_eps: BatchNorm's epsilon of a PyTorch state dict, which does not carry it.
         classes: ``kinetics400``, ``kinetics600`` or a file of names, to keep with the weights.
+        form: ``safetensors`` (ours) or ``npz`` (the Chainer program's); "" is by the suffix.
 
     Raises:
         UsageError: another suffix, or an option that does not fit the checkpoint.
@@ -64,10 +65,11 @@ def convert(
         DatasetError: the class list cannot be read.
     """
     target = Path(output)
-    if target.suffix not in SUFFIXES:
+    suffix = f".{form}" if form else target.suffix
+    if suffix not in SUFFIXES:
         raise UsageError(
-            f"{target}: cannot write {target.suffix or 'a file without suffix'!r}; "
-            f"the output ends in {' or '.join(SUFFIXES)}"
+            f"{target}: cannot write {suffix or 'a file without suffix'!r}; "
+            f"the output ends in {' or '.join(SUFFIXES)}, or --format says what it is"
         )
     names = None if classes is None else class_list(classes)
     weights = read_weights(checkpoint, bn_eps=bn_eps)
@@ -76,7 +78,7 @@ def convert(
         if len(names) != count:
             raise UsageError(f"{checkpoint}: {count} classes, but {classes} has {len(names)} names")
         weights = weights.with_config(classes=classes if classes in CLASS_LISTS else names.names)
-    if target.suffix == ".npz":
+    if suffix == ".npz":
         with files.atomic_path(target) as temporary, temporary.open("wb") as f:
             write_npz(weights, f)
     else:

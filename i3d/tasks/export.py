@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from i3d import files
-from i3d.clips import FLOW_STEPS, FLOW_ZERO
 from i3d.errors import CheckpointError, UsageError
 from i3d.models.checkpoints import build, fingerprint, read_weights, resolve
 from i3d.models.exported.graph import onnx_model, torch_program
@@ -155,7 +154,8 @@ def describe(network: I3D, *, precision: str) -> dict[str, Any]:
     A value of a clip is ``(stored - mean) / std``, where ``stored`` is a frame's 8-bit value, or
     flow in pixels as ``round(clip(flow, -bound, bound) * std / bound) + mean``.
     """
-    preset = find_preset(network.preset)
+    preset = find_preset(network.preset).of_videos
+    scale = preset.scale(network.stream)
     flow = network.stream == "flow"
     preprocessing: dict[str, Any] = {
         "fps": preset.fps,
@@ -164,8 +164,8 @@ def describe(network: I3D, *, precision: str) -> dict[str, Any]:
         "clip_frames": preset.clip_frames,
         "min_frames": MIN_FRAMES,
         "channels": ["x", "y"] if flow else ["red", "green", "blue"],
-        "mean": float(FLOW_ZERO) if flow else 127.5,
-        "std": float(FLOW_STEPS) if flow else 127.5,
+        "mean": float(scale.zero),
+        "std": float(scale.steps),
     }
     if flow:
         preprocessing["flow_bound_pixels"] = preset.flow_bound_pixels

@@ -17,7 +17,7 @@ from i3d.models.i3d import I3D
 from i3d.models.memory import reuse_freed_memory
 from i3d.models.released import CHECKPOINTS
 from i3d.parallel.world import World
-from i3d.presets import Stream
+from i3d.presets import Preset, Stream, find_preset
 from i3d.tasks.options import ComputeOptions, Precision
 
 Runtime = Literal["torch", "onnx", "openvino"]
@@ -231,22 +231,23 @@ def load_networks(
     return dict(sorted(networks.items(), reverse=True))  # rgb, flow
 
 
-def common_preset(networks: Mapping[Stream, Network], shards: str | None) -> str:
-    """Name of the preprocessing that all networks were made for, and the shards where there are.
+def common_preset(networks: Mapping[Stream, Network], shards: str | None) -> Preset:
+    """The preprocessing: the shards' own, or that of video files for these networks.
 
     Args:
         networks: at least one.
         shards: preset of the shards that they see; None for other videos.
 
     Raises:
-        CheckpointError: one was made for another.
+        CheckpointError: a network was made for pictures of another size.
     """
-    expected = shards or next(iter(networks.values())).model.preset
+    first = find_preset(next(iter(networks.values())).model.preset)
+    expected = find_preset(shards) if shards else first.of_videos
     for network in networks.values():
-        if network.model.preset != expected:
+        if not find_preset(network.model.preset).fits(expected):
             raise CheckpointError(
                 f"{network.used.name} was made for preset {network.model.preset}, and "
-                f"{'the shards' if shards else 'the other checkpoint'} for {expected}"
+                f"{'the shards' if shards else 'the other checkpoint'} for {expected.name}"
             )
     return expected
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from i3d.errors import UsageError
+from i3d.presets import CLIPS_PER_SHARD
 from i3d.settings import AUTO, option
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -92,6 +93,27 @@ class ConvertOptions(PrintOptions):
         "Class list to keep: kinetics400, kinetics600 or a file of names.",
         metavar="NAME|FILE",
     )
+    format: Literal["", "safetensors", "npz"] = option(
+        "", "Of OUTPUT, whatever its name.", default_is="by its suffix"
+    )
+
+
+@dataclass(frozen=True)
+class ConvertShardsOptions(StrictOptions):
+    """How the Chainer program's zips become shards."""
+
+    classes: str | None = option(
+        None,
+        "Names of the labels, in their order: kinetics400, kinetics600 or a file of names.",
+        metavar="LIST",
+        default_is="none: they index the classes of whatever network sees them",
+    )
+    workers: int | None = option(None, "Processes.", default_is="the cores")
+    clips_per_shard: int = option(CLIPS_PER_SHARD, "Videos in one shard.")
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"workers {self.workers}: there must be at least 1")
 
 
 @dataclass(frozen=True)

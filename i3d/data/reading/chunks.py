@@ -20,11 +20,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from i3d.clips import center_crop, quantize_flow
 from i3d.data.kinetics import Video
-from i3d.data.shards import PlannedSample, Sample, ShardDataset
+from i3d.data.precomputed import Precomputed
+from i3d.data.shards import PlannedSample, Sample, VideoInfo
 from i3d.data.videos import Contents
 from i3d.errors import DatasetError, I3DError, VideoError
 from i3d.parallel.ahead import read_ahead
-from i3d.presets import Preset, Stream
+from i3d.presets import STREAMS, Preset, Stream
 
 CHUNK_FRAMES = 32  # 8 MB of both streams at 224 pixels
 READ_FRAMES = 256  # of a shard's sample in one request; those of precompute's 10 s are whole
@@ -147,7 +148,7 @@ class VideoChunks:
 class ShardChunks:
     """The videos of precomputed shards, in the order of the plan."""
 
-    def __init__(self, dataset: ShardDataset, preset: Preset) -> None:
+    def __init__(self, dataset: Precomputed, preset: Preset) -> None:
         self.dataset, self.preset = dataset, preset
         self._samples: list[PlannedSample] = list(dataset.manifest.samples())
         self.keys = tuple(sample.key for sample in self._samples)
@@ -165,6 +166,7 @@ class ShardChunks:
 
     def _read(self, key: str, streams: Sequence[Stream]) -> Pieces:
         manifest = self.dataset.manifest
+        info: VideoInfo
         longest = float(manifest.parameters.get("max_seconds") or np.inf) * self.preset.fps
         if longest <= READ_FRAMES and set(streams) == set(manifest.streams):
             sample = self.dataset.read_sample(key)
@@ -173,9 +175,9 @@ class ShardChunks:
         else:
             stored = self.dataset.find_sample(key, streams=streams)
             info = stored.info
-            for start in range(0, len(info.rgb), READ_FRAMES):
+            for start in range(0, info.length("rgb"), READ_FRAMES):
                 yield from self._decode(stored.read(start, start + READ_FRAMES))
-        yield len(info.rgb), {}
+        yield info.length("rgb"), {}
         return info.damage
 
     def _decode(self, sample: Sample) -> Iterator[Piece]:
@@ -183,16 +185,17 @@ class ShardChunks:
         (height, width), crop = (sample.info.height, sample.info.width), self.preset.crop
         if min(height, width) < crop:
             raise DatasetError(f"{sample.key}: {width}x{height} is smaller than the crop of {crop}")
-        top, left = (height - crop) // 2, (width - crop) // 2
+        top, left = self.preset.find_corner(height, width)
         box = slice(top, top + crop), slice(left, left + crop)
-        for first in range(0, max(len(sample.rgb or sample.flow or ()), 1), CHUNK_FRAMES):
-            last = first + CHUNK_FRAMES
-            arrays: dict[Stream, np.ndarray] = {}
-            if sample.rgb:
-                arrays["rgb"] = sample.frames(first, last, box=box)
-            if sample.flow and first < len(sample.flow):
-                arrays["flow"] = sample.stored_flow(first, last, box=box)
-            yield 0, arrays
+        for first in range(0, max(map(sample.count, STREAMS)), CHUNK_FRAMES):
+            yield (
+                0,
+                {
+                    stream: sample.decode(stream, first, first + CHUNK_FRAMES, box=box)
+                    for stream in STREAMS
+                    if first < sample.count(stream)
+                },
+            )
 
 
 def open_chunks(contents: Contents, preset: Preset) -> ChunkSource:

@@ -9,22 +9,19 @@ a quarter of the bytes. A video that cannot be read arrives as its reason, in it
 fault of the data (a server that is gone, a full disk) ends the job.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from i3d.clips import Views, quantize_flow
 from i3d.data.kinetics import Video
-from i3d.data.shards import PlannedSample, ShardDataset
+from i3d.data.precomputed import Precomputed
 from i3d.data.videos import Contents
 from i3d.errors import DatasetError, VideoError
 from i3d.presets import Preset, Stream
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -66,15 +63,33 @@ class ClipSource(Protocol):
         """The middle frame of video i's first ten seconds, uint8 (H, W, 3)."""
 
 
-def open_clips(contents: Contents, preset: Preset, *, max_seconds: float) -> ClipSource:
-    """The clips of shards, or of video files, each from its start to ``max_seconds``.
+def open_clips(
+    contents: Contents,
+    preset: Preset,
+    *,
+    max_seconds: float,
+    positions: Sequence[int] | None = None,
+) -> ClipSource:
+    """The clips of shards, or of video files.
+
+    Args:
+        contents: where they are.
+        preset: sampling and size.
+        max_seconds: length of each video file, from its start.
+        positions: label of the dataset -> label of the source; None: the same.
 
     Raises:
         UsageError: there are arrays, which have no labels and no frame rate.
     """
     if contents.shards is not None:
-        return ShardClips(contents.shards, preset)
-    return VideoClips(contents.videos, preset, max_seconds=max_seconds)
+        return ShardClips(contents.shards, preset, positions=positions)
+    return VideoClips(contents.videos, preset, max_seconds=max_seconds, positions=positions)
+
+
+def _place(labels: Iterable[int | None], positions: Sequence[int] | None) -> tuple[int | None, ...]:
+    if positions is None:
+        return tuple(labels)
+    return tuple(None if label is None else positions[label] for label in labels)
 
 
 @dataclass(frozen=True)
@@ -86,8 +101,11 @@ class _Region:
     corners: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, views: Views, height: int, width: int, crop: int) -> "_Region":
-        corners = views.corners(height, width, crop)
+    def of(cls, views: Views, height: int, width: int, preset: Preset) -> "_Region":
+        crop = preset.crop
+        if min(height, width) < crop:
+            raise DatasetError(f"frames of {width}x{height} are smaller than the crop of {crop}")
+        corners = views.corners(height, width, preset)
         top, left = min(t for t, _ in corners), min(x for _, x in corners)
         bottom, right = max(t for t, _ in corners) + crop, max(x for _, x in corners) + crop
         inside = tuple((t - top, x - left) for t, x in corners)
@@ -105,46 +123,42 @@ def _last(starts: Sequence[int], views: Views) -> int:
 class ShardClips:
     """The videos of precomputed shards, in the order of the plan."""
 
-    def __init__(self, dataset: ShardDataset, preset: Preset) -> None:
+    def __init__(
+        self, dataset: Precomputed, preset: Preset, *, positions: Sequence[int] | None = None
+    ) -> None:
         self.dataset, self.preset = dataset, preset
-        self._places: list[tuple[int, PlannedSample]] = [
-            (i, s) for i, shard in enumerate(dataset.manifest.shards) for s in shard
-        ]
-        self.keys = tuple(sample.key for _, sample in self._places)
-        self.labels = tuple(sample.class_index for _, sample in self._places)
+        samples = list(dataset.manifest.samples())
+        self.keys = tuple(sample.key for sample in samples)
+        self.labels = _place((sample.class_index for sample in samples), positions)
 
     def read(self, i: int, *, streams: Sequence[Stream], views: Views) -> ViewPixels:
         """See `ClipSource`; one request to the storage for a sample that is needed whole."""
-        shard, planned = self._places[i]
-        if shard in self.dataset.shards:
-            for failure in self.dataset.index(shard).failures:
-                if failure.key == planned.key:
-                    raise DatasetError(failure.reason)
+        key = self.keys[i]
+        if (reason := self.dataset.failure(key)) is not None:
+            raise DatasetError(reason)
         longest = float(self.dataset.manifest.parameters.get("max_seconds") or np.inf)
         whole = views.clips > 1 or longest * self.preset.fps <= views.frames
         if whole and set(streams) == set(self.dataset.manifest.streams):
-            sample = self.dataset.read_sample(planned.key)
+            sample = self.dataset.read_sample(key)
         else:
             stop = None if whole else views.frames
-            sample = self.dataset.read_sample(planned.key, streams=streams, stop=stop)
-        region = _Region.of(views, sample.info.height, sample.info.width, self.preset.crop)
+            sample = self.dataset.read_sample(key, streams=streams, stop=stop)
+        region = _Region.of(views, sample.info.height, sample.info.width, self.preset)
         arrays: dict[str, np.ndarray] = {}
         starts: dict[Stream, tuple[int, ...]] = {}
         for stream in streams:
-            pictures = sample.rgb if stream == "rgb" else sample.flow
-            assert pictures is not None
-            if not pictures:
+            if not sample.count(stream):
                 raise DatasetError("a video of one frame has no flow")
-            starts[stream] = views.starts(len(pictures))
-            decode = sample.frames if stream == "rgb" else sample.stored_flow
-            arrays[stream] = decode(0, _last(starts[stream], views), box=region.box)
+            starts[stream] = views.starts(sample.count(stream))
+            last = _last(starts[stream], views)
+            arrays[stream] = sample.decode(stream, 0, last, box=region.box)
         return arrays, Placement(starts, region.corners)
 
     def thumbnail(self, i: int) -> np.ndarray:
         """See `ClipSource`."""
-        sample = self.dataset.read_sample(self._places[i][1].key, streams=("rgb",))
-        middle = min(len(sample.info.rgb), self.preset.clip_frames) // 2
-        return sample.frames(middle, middle + 1)[0]
+        stored = self.dataset.find_sample(self.keys[i], streams=("rgb",))
+        middle = min(stored.info.length("rgb"), self.preset.clip_frames) // 2
+        return stored.read(middle, middle + 1).decode("rgb")[0]
 
 
 class VideoClips:
@@ -154,12 +168,20 @@ class VideoClips:
         videos: sorted by key.
         preset: sampling and size.
         max_seconds: length of each video, from its start; 0 for all of it.
+        positions: see `open_clips`.
     """
 
-    def __init__(self, videos: Sequence[Video], preset: Preset, *, max_seconds: float) -> None:
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        preset: Preset,
+        *,
+        max_seconds: float,
+        positions: Sequence[int] | None = None,
+    ) -> None:
         self.videos, self.preset, self.max_seconds = tuple(videos), preset, max_seconds
         self.keys = tuple(video.key for video in self.videos)
-        self.labels = tuple(video.index for video in self.videos)
+        self.labels = _place((video.index for video in self.videos), positions)
 
     def _frames(self, i: int, most: int | None = None) -> np.ndarray:
         from i3d.video import VideoReader
@@ -187,7 +209,7 @@ class VideoClips:
 
         # One frame more than the views need, for the last flow.
         frames = self._frames(i, views.frames + 1 if views.clips == 1 else None)
-        region = _Region.of(views, frames.shape[1], frames.shape[2], self.preset.crop)
+        region = _Region.of(views, frames.shape[1], frames.shape[2], self.preset)
         arrays: dict[str, np.ndarray] = {}
         starts: dict[Stream, tuple[int, ...]] = {}
         if "rgb" in streams:

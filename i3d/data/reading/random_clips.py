@@ -14,7 +14,7 @@ change it. The draws are raw words of PCG64, the same in every version of NumPy.
 """
 
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from i3d import files
+from i3d.classes import ClassList
 from i3d.clips import loop_frames
-from i3d.data.shards import SUFFIXES, SampleInfo, ShardDataset, open_dataset
+from i3d.data.precomputed import Precomputed, open_precomputed
+from i3d.data.shards import VideoInfo
 from i3d.errors import DatasetError, UsageError
 from i3d.parallel.ahead import read_items
-from i3d.presets import Preset, Stream, find_preset
+from i3d.presets import Preset, Scale, Stream, find_preset
 
 if TYPE_CHECKING:
     import torch
 
-_THREADS = 16  # for the sidecars: small files
 # What a stream of random words is for; different purposes never share one.
 _ORDER, _CUT, _KEEP = range(3)
 
@@ -58,7 +59,7 @@ class TrainingSet:
         without_flow: videos of a single frame, which have no flow.
     """
 
-    dataset: ShardDataset
+    dataset: Precomputed
     stream: Stream
     preset: Preset
     classes: tuple[str, ...]
@@ -71,6 +72,12 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the labels are numbers without names; see `i3d.classes.numbered_classes`."""
+        classes = self.dataset.manifest.classes
+        return classes is not None and classes.is_numbered
 
     def __str__(self) -> str:
         reasons = {
@@ -85,14 +92,21 @@ class TrainingSet:
         )
 
 
-def open_labelled(folder: files.Location, stream: Stream) -> ShardDataset:
+def open_labelled(
+    folder: files.Location, stream: Stream, *, classes: files.Location | ClassList | None = None
+) -> Precomputed:
     """Open complete shards that have labels and the stream.
+
+    Args:
+        folder: path or URL.
+        stream: RGB or flow.
+        classes: see `open_precomputed`.
 
     Raises:
         DatasetError: no shards, incomplete ones, or without labels.
-        UsageError: made without flow.
+        UsageError: made without flow, or classes for shards that have their own.
     """
-    dataset = open_dataset(folder)
+    dataset = open_precomputed(folder, classes=classes)
     if dataset.manifest.classes is None:
         raise DatasetError(f"{folder}: its videos have no labels to learn")
     if stream not in dataset.manifest.streams:
@@ -103,30 +117,27 @@ def open_labelled(folder: files.Location, stream: Stream) -> ShardDataset:
     return dataset
 
 
-def open_training_set(folder: files.Location, stream: Stream) -> TrainingSet:
-    """Find the videos to train on; reads all sidecars.
+def open_training_set(
+    folder: files.Location, stream: Stream, *, classes: files.Location | ClassList | None = None
+) -> TrainingSet:
+    """Find the videos to train on; reads all sidecars. Arguments and errors of `open_labelled`.
 
     Raises:
-        DatasetError: see `open_labelled`; or there are none.
-        UsageError: see `open_labelled`.
+        DatasetError: there are none.
     """
-    dataset = open_labelled(folder, stream)
+    dataset = open_labelled(folder, stream, classes=classes)
     manifest = dataset.manifest
     assert manifest.classes is not None
-    # Not `dataset` itself, which goes to the workers: without the sidecars it is smaller.
-    reader = ShardDataset(dataset.folder, manifest, dataset.shards)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        indexes = pool.map(reader.index, dataset.shards)
-        records = {record.key: record for index in indexes for record in index.samples}
+    # Of a copy, so that what goes to the workers is smaller without the sidecars.
+    pictures = copy(dataset).find_pictures(stream)
     keys, labels, places = [], [], []
     unlabelled = failed = without_flow = 0
     for place, sample in enumerate(manifest.samples()):
-        record = records.get(sample.key)
-        if record is None:
+        if sample.key not in pictures:
             failed += 1
         elif sample.class_index is None:
             unlabelled += 1
-        elif record.member(SUFFIXES[stream]).size == 0:
+        elif not pictures[sample.key]:
             without_flow += 1
         else:
             keys.append(sample.key)
@@ -230,7 +241,7 @@ class Cut:
     @classmethod
     def draw(
         cls,
-        info: SampleInfo,
+        info: VideoInfo,
         stream: Stream,
         key: tuple[int, ...],
         *,
@@ -256,7 +267,7 @@ class Cut:
                 f"{info.key}: frames of {info.width}x{info.height} are smaller than the crop of "
                 f"{crop}x{crop}"
             )
-        room = max(len(info.pictures(stream)) - frames, 0)
+        room = max(info.length(stream) - frames, 0)
         most = (room, info.height - crop, info.width - crop, 1)
         # 64 bits modulo a small number: no value is more likely than another by over 1e-15.
         words = random_words(len(most), _CUT, *key)
@@ -264,26 +275,27 @@ class Cut:
         return cls(start, top, left, flip and side == 1)
 
 
-def mirror(pixels: np.ndarray, stream: Stream) -> np.ndarray:
+def mirror(pixels: np.ndarray, stream: Stream, storage: Scale) -> np.ndarray:
     """Exchange left and right of uint8 (T, H, W, C).
 
-    In a mirrored video things move the other way: x of the flow changes its sign, which is 256 - q
-    in what is stored, where 128 is no motion.
+    In a mirrored video things move the other way: x of the flow changes its sign, which is
+    2 zero - q in what is stored: 256 - q with ours, where q is in 1..255.
     """
     pixels = np.ascontiguousarray(pixels[:, :, ::-1])
     if stream == "flow":
-        np.negative(pixels[..., 0], out=pixels[..., 0])  # uint8: 256 - q, and q is in 1..255
+        x = pixels[..., 0]
+        np.subtract(np.uint8(int(2 * storage.zero) % 256), x, out=x)  # modulo 256
     return pixels
 
 
 def read_clip(
-    dataset: ShardDataset,
+    dataset: Precomputed,
     video: str,
     stream: Stream,
     key: tuple[int, ...],
     *,
     frames: int,
-    crop: int,
+    preset: Preset,
     flip: bool = True,
 ) -> np.ndarray:
     """A random clip of a video: uint8 (frames, crop, crop, C); flow as stored.
@@ -294,14 +306,14 @@ def read_clip(
     Raises:
         DatasetError: the video is damaged; says which and what to do.
     """
-    stored = dataset.find_sample(video, streams=(stream,))
+    stored, crop = dataset.find_sample(video, streams=(stream,)), preset.crop
     cut = Cut.draw(stored.info, stream, key, frames=frames, crop=crop, flip=flip)
     sample = stored.read(cut.start, cut.start + frames)
-    decode = sample.frames if stream == "rgb" else sample.stored_flow
-    pixels = decode(
-        box=(slice(cut.top, cut.top + crop), slice(cut.left, cut.left + crop)),
-    )
-    return loop_frames(mirror(pixels, stream) if cut.mirrored else pixels, frames)
+    box = slice(cut.top, cut.top + crop), slice(cut.left, cut.left + crop)
+    pixels = sample.decode(stream, box=box)
+    if cut.mirrored:
+        pixels = mirror(pixels, stream, preset.flow_storage)
+    return loop_frames(pixels, frames)
 
 
 def _read_batch(
@@ -316,7 +328,7 @@ def _read_batch(
             data.stream,
             (order.seed, epoch, int(data.places[video])),
             frames=frames,
-            crop=data.preset.crop,
+            preset=data.preset,
             flip=flip,
         )
         for video in videos

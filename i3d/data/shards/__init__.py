@@ -8,9 +8,9 @@ from i3d.data.shards.format import (
     Pictures,
     SampleInfo,
     ShardIndex,
+    VideoInfo,
 )
 from i3d.data.shards.manifest import (
-    CLIPS_PER_SHARD,
     MANIFEST_FILE,
     Manifest,
     PlannedSample,
@@ -22,7 +22,6 @@ from i3d.data.shards.reader import Sample, ShardDataset, StoredSample, open_data
 from i3d.data.shards.writer import PictureWriter, ShardWriter, write_shard
 
 __all__ = [
-    "CLIPS_PER_SHARD",
     "FAILURES_FILE",
     "Failure",
     "MANIFEST_FILE",
@@ -37,6 +36,7 @@ __all__ = [
     "ShardIndex",
     "ShardWriter",
     "StoredSample",
+    "VideoInfo",
     "complete_shards",
     "finish_folder",
     "open_dataset",

@@ -39,7 +39,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Self, cast
+from typing import Protocol, Self, cast
 
 from i3d.data.shards.manifest import Manifest, PlannedSample
 from i3d.errors import DatasetError
@@ -96,6 +96,32 @@ class Pictures:
         return tuple(data[start:end] for start, end in pairwise(ends))
 
 
+class VideoInfo(Protocol):
+    """What is known of a video before its pictures are read.
+
+    Attributes:
+        key: unique name.
+        class_index: position in the class list; None when unlabelled.
+        height: pixels of a frame.
+        width: pixels of a frame.
+        damage: what was lost of a damaged video; None for a sound one.
+    """
+
+    @property
+    def key(self) -> str: ...  # noqa: D102 (above)
+    @property
+    def class_index(self) -> int | None: ...  # noqa: D102
+    @property
+    def height(self) -> int: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def damage(self) -> str | None: ...  # noqa: D102
+
+    def length(self, stream: Stream) -> int:
+        """Number of pictures of a stream."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampleInfo:
     """What a sample's ``json`` member says: enough to use it without manifest and sidecar.
@@ -140,6 +166,10 @@ class SampleInfo:
     def pictures(self, stream: Stream) -> Pictures:
         """The pictures of a stream that the shards have."""
         return cast(Pictures, self.rgb if stream == "rgb" else self.flow)
+
+    def length(self, stream: Stream) -> int:
+        """Number of pictures of a stream that the shards have."""
+        return len(self.pictures(stream))
 
     def to_json(self) -> bytes:
         """As stored in the member."""

@@ -13,7 +13,7 @@ from i3d.classes import ClassList, readable
 from i3d.data.shards.pictures import Scalar
 from i3d.errors import DatasetError, UsageError
 from i3d.files import Location
-from i3d.presets import Stream
+from i3d.presets import CLIPS_PER_SHARD, Stream
 from i3d.records import (
     MAX_TEXT,
     differences,
@@ -25,7 +25,6 @@ from i3d.records import (
 )
 
 MANIFEST_FILE = "manifest.json"
-CLIPS_PER_SHARD = 128  # about 1 GB with flow: large reads, and little to repeat after a crash
 
 # Bounds for files that come from elsewhere, far above what is written.
 _MAX_JSON_BYTES = 1 << 29  # the manifest of Kinetics-700's 650,000 videos has about 100 MB

@@ -1,9 +1,10 @@
 """Reads shards: whole tars one after the other, or a sample by range reads."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import google_crc32c
 import numpy as np
@@ -26,6 +27,7 @@ from i3d.data.shards.format import (
     SampleInfo,
     SampleRecord,
     ShardIndex,
+    VideoInfo,
     sidecar_name,
     tar_name,
 )
@@ -35,9 +37,13 @@ from i3d.errors import DatasetError, UsageError
 from i3d.files import Location
 from i3d.presets import Stream
 
+_THREADS = 16  # for the sidecars: small files
 _READ_AHEAD = 1  # samples that are read while one is used; 6 to 10 MB each
 _CHECKSUM = "its checksum (CRC32C) does not match"
 _NOT_MADE = "its shard is missing; run precompute again to make it"
+
+
+Decoder = Callable[..., np.ndarray]  # of pictures, height, width and box; see `decode_rgb`
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,16 @@ class Sample:
         where: tar and key, for messages.
     """
 
-    info: SampleInfo
+    info: VideoInfo
     start: int
     rgb: tuple[bytes, ...] | None
-    flow: tuple[bytes, ...] | None
+    flow: tuple[Any, ...] | None
     where: str
+
+    # How pictures of a stream are decoded, what they are called, and what to do about damage.
+    decoders: ClassVar[Mapping[Stream, Decoder]] = {"rgb": decode_rgb, "flow": decode_flow}
+    members: ClassVar[Mapping[Stream, str]] = SUFFIXES
+    remedy: ClassVar[str] = REMEDY
 
     @property
     def key(self) -> str:
@@ -68,6 +79,25 @@ class Sample:
         """Position in the class list; None when unlabelled."""
         return self.info.class_index
 
+    def count(self, stream: Stream) -> int:
+        """Number of pictures that were read of a stream; 0 if it was not asked for."""
+        return len((self.rgb if stream == "rgb" else self.flow) or ())
+
+    def decode(
+        self, stream: Stream, start: int = 0, stop: int | None = None, *, box: Box = EVERYTHING
+    ) -> np.ndarray:
+        """Decode pictures ``start:stop`` of a stream: see `frames` and `stored_flow`."""
+        pictures = self.rgb if stream == "rgb" else self.flow
+        if pictures is None:
+            raise UsageError(f"{self.where}: {stream} was not read; name it in `streams`")
+        try:
+            return self.decoders[stream](
+                pictures[start:stop], height=self.info.height, width=self.info.width, box=box
+            )
+        except DatasetError as e:
+            member = self.members[stream]
+            raise DatasetError(f"{self.where}, member {member}: {e}; {self.remedy}") from e
+
     def frames(
         self, start: int = 0, stop: int | None = None, *, box: Box = EVERYTHING
     ) -> np.ndarray:
@@ -77,7 +107,7 @@ class Sample:
             DatasetError: a picture does not decode.
             UsageError: RGB was not read.
         """
-        return self._decode("rgb", self.rgb, decode_rgb, slice(start, stop), box)
+        return self.decode("rgb", start, stop, box=box)
 
     def stored_flow(
         self, start: int = 0, stop: int | None = None, *, box: Box = EVERYTHING
@@ -90,22 +120,7 @@ class Sample:
             DatasetError: a picture does not decode.
             UsageError: flow was not read.
         """
-        return self._decode("flow", self.flow, decode_flow, slice(start, stop), box)
-
-    def _decode(
-        self,
-        stream: Stream,
-        pictures: tuple[bytes, ...] | None,
-        decode: Callable[..., np.ndarray],
-        part: slice,
-        box: Box,
-    ) -> np.ndarray:
-        if pictures is None:
-            raise UsageError(f"{self.where}: {stream} was not read; name it in `streams`")
-        try:
-            return decode(pictures[part], height=self.info.height, width=self.info.width, box=box)
-        except DatasetError as e:
-            raise DatasetError(f"{self.where}, member {SUFFIXES[stream]}: {e}; {REMEDY}") from e
+        return self.decode("flow", start, stop, box=box)
 
 
 class StoredSample:
@@ -278,6 +293,28 @@ class ShardDataset:
             ]
         )
 
+    def failure(self, key: str) -> str | None:
+        """Why a planned video is in no shard; None where it is in one, or its shard is missing."""
+        shard, _ = self._find_place(key)
+        if shard not in self.shards:
+            return None
+        reasons = {failure.key: failure.reason for failure in self.index(shard).failures}
+        return reasons.get(key)
+
+    def find_pictures(self, stream: Stream) -> dict[str, bool]:
+        """Key of every readable video -> whether it has pictures of a stream; reads all sidecars.
+
+        Raises:
+            DatasetError: a sidecar is damaged.
+        """
+        with ThreadPoolExecutor(_THREADS) as pool:
+            indexes = list(pool.map(self.index, self.shards))
+        return {
+            record.key: record.member(SUFFIXES[stream]).size > 0
+            for index in indexes
+            for record in index.samples
+        }
+
     def stream(
         self, shards: Iterable[int] | None = None, *, streams: Sequence[Stream] | None = None
     ) -> Iterator[Sample]:
@@ -345,6 +382,16 @@ class ShardDataset:
             DatasetError: no such key, or a video that failed.
         """
         chosen = self._choose_streams(streams)
+        shard, i = self._find_place(key)
+        if shard not in self.shards:
+            raise DatasetError(f"{self.folder}: {key!r} is in {tar_name(shard)}: {_NOT_MADE}")
+        if (reason := self.failure(key)) is not None:
+            raise DatasetError(f"{self.folder}: {key!r} was not precomputed: {reason}")
+        record = next(record for record in self.index(shard).samples if record.key == key)
+        return self._stored_sample(shard, record, self.manifest.shards[shard][i], chosen)
+
+    def _find_place(self, key: str) -> tuple[int, int]:
+        """Shard of a video, and its number there."""
         if self._places is None:
             self._places = {
                 sample.key: (shard, i)
@@ -353,15 +400,7 @@ class ShardDataset:
             }
         if key not in self._places:
             raise DatasetError(f"{self.folder}: no video {key!r} in the manifest")
-        shard, i = self._places[key]
-        if shard not in self.shards:
-            raise DatasetError(f"{self.folder}: {key!r} is in {tar_name(shard)}: {_NOT_MADE}")
-        index = self.index(shard)
-        for failure in index.failures:
-            if failure.key == key:
-                raise DatasetError(f"{self.folder}: {key!r} was not precomputed: {failure.reason}")
-        record = next(record for record in index.samples if record.key == key)
-        return self._stored_sample(shard, record, self.manifest.shards[shard][i], chosen)
+        return self._places[key]
 
     def _stored_sample(
         self, shard: int, record: SampleRecord, planned: PlannedSample, streams: tuple[Stream, ...]

@@ -12,7 +12,8 @@ with its reason; what is no video's fault ends the job.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -21,7 +22,8 @@ import numpy as np
 import torch
 
 from i3d import files
-from i3d.clips import flow_clip, loop_frames, rgb_clip
+from i3d.classes import ClassList, numbered_classes
+from i3d.clips import Views, loop_frames, scale_clip
 from i3d.console import Bar, choose_teller, progress_bar, say, say_written, show
 from i3d.data.reading.clips import ClipSource, Placement, clip_bytes, open_clips
 from i3d.data.shards import Failure
@@ -31,7 +33,7 @@ from i3d.models.i3d import I3D
 from i3d.parallel.ahead import Item, check_shared_memory, read_items
 from i3d.parallel.process import choose_workers, terminated_cleanly
 from i3d.parallel.world import World, connect, world_from_environment
-from i3d.presets import STREAMS, Preset, Stream, find_preset
+from i3d.presets import CHAINER_I3D, STREAMS, Preset, Stream, find_preset
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
 from i3d.tasks.evaluate.parts import Part, Parts
 from i3d.tasks.evaluate.predictions import (
@@ -55,6 +57,7 @@ from i3d.version import VERSION
 
 PART_SECONDS = 60.0  # of work that a crash may cost
 UNLABELLED = "it has no label to compare with"
+_REMEDIES = {True: "with --classes", False: "when you convert the folder, with --classes"}
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,15 @@ def evaluate(
         contents.class_names()
         contents.require(list(checkpoints))
         networks = _load(checkpoints, device, options, progress=progress)
-        about = _describe(contents, networks, options)
-        preset = find_preset(about.preset)
+        preset = common_preset(networks, contents.preset)
+        views = options.find_views(preset)
+        classes, positions = match_classes(contents, networks, tell)
+        about = _describe(contents, networks, options, classes, preset, views)
         # shards hold ten seconds; the views of a video file are spread over as much of it
-        seconds = max(preset.clip_frames, options.frames) / preset.fps
-        source = open_clips(contents, preset, max_seconds=seconds)
+        seconds = max(preset.clip_frames, views.frames) / preset.fps
+        source = open_clips(contents, preset, max_seconds=seconds, positions=positions)
     workers = choose_workers(options.workers, device, world, decodes=contents.shards is None)
-    size = clip_bytes(options.views, preset)
+    size = clip_bytes(views, preset)
     check_shared_memory(size, workers=workers, processes=world.local_size)
     parts = None if predictions is None else Parts(predictions, about, rank=world.rank)
     if parts is not None and resume is False:
@@ -188,30 +193,75 @@ def _load(
     return networks
 
 
-def _describe(
-    contents: Contents, networks: Mapping[Stream, Network], options: EvaluateOptions
-) -> About:
-    """What is to be evaluated; refuses networks that do not fit the dataset or each other."""
-    classes = contents.class_names()
+def match_classes(
+    contents: Contents,
+    networks: Mapping[Stream, Network],
+    tell: Callable[[str], None] | None = None,
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The classes of the logits, and the position among them of every class of the dataset.
+
+    They are the same list, or the dataset's names are some of the networks'. Labels without names,
+    of a folder of the Chainer program, are positions already.
+
+    Raises:
+        DatasetError: no labels.
+        CheckpointError: the networks tell other classes apart.
+    """
+    names = contents.class_names()
+    assert contents.classes is not None
+    named = next((n.model for n in networks.values() if n.model.has_class_names), None)
+    classes = names if named is None else named.classes
+    positions: list[int | None] = list(range(len(names)))
+    if contents.classes.is_numbered:
+        classes = classes if named is not None else _number(max(map(_count, networks.values())))
+        if len(names) <= len(classes):
+            line = (
+                f"warning: {contents.where}: its labels have no names, so they are taken for "
+                f"positions in the checkpoint's list of {len(classes)}, which is right if every "
+                f"class had a folder; name them {_REMEDIES[contents.preset == CHAINER_I3D.name]}"
+            )
+            (tell or warnings.warn)(line)
+    elif named is not None and names != classes:
+        known = ClassList("checkpoint", classes)
+        positions = [known.find(name) for name in names]
     for network in networks.values():
         model, name = network.model, network.used.name
-        if model.num_classes != len(classes) or (
-            model.has_class_names and model.classes != classes
-        ):
+        fits = model.num_classes == len(classes) and len(names) <= len(classes)
+        if not fits or None in positions or (model.has_class_names and model.classes != classes):
             raise CheckpointError(
                 f"{name} tells {model.num_classes} classes apart ({_first(model.classes)}), and "
-                f"{contents.where} is labelled with {len(classes)} others "
-                f"({_first(classes)}); name --classes of the checkpoint when you prepare the "
+                f"{contents.where} is labelled with {len(names)} others "
+                f"({_first(names)}); name --classes of the checkpoint when you prepare the "
                 "videos, or another checkpoint"
             )
+    return classes, tuple(i for i in positions if i is not None)
+
+
+def _count(network: Network) -> int:
+    return network.model.num_classes
+
+
+def _number(count: int) -> tuple[str, ...]:
+    return numbered_classes(count).names
+
+
+def _describe(
+    contents: Contents,
+    networks: Mapping[Stream, Network],
+    options: EvaluateOptions,
+    classes: tuple[str, ...],
+    preset: Preset,
+    views: Views,
+) -> About:
+    """What is to be evaluated."""
     libraries = "torch", "numpy", "simplejpeg"
     return About(
         dataset=contents.name,
         classes=classes,
-        preset=common_preset(networks, contents.preset),
-        frames=options.frames,
-        clips=options.clips,
-        crops=options.crops,
+        preset=preset.name,
+        frames=views.frames,
+        clips=views.clips,
+        crops=views.crops,
         precision=options.precision,
         checkpoints={s: n.used for s, n in networks.items()},
         versions={
@@ -236,19 +286,18 @@ class _StreamLogits:
         done: video's index -> float32 (num_classes,); taken out by the caller.
     """
 
-    def __init__(self, network: Network, options: EvaluateOptions, preset: Preset) -> None:
-        self.network, self.frames, self.crop = network, options.frames, preset.crop
-        self.batcher = Batcher(
-            network.compute, options, device=network.device, frames=options.frames
-        )
+    def __init__(
+        self, network: Network, options: EvaluateOptions, preset: Preset, *, frames: int
+    ) -> None:
+        self.network, self.frames, self.preset = network, frames, preset
+        self.batcher = Batcher(network.compute, options, device=network.device, frames=frames)
         self.done: dict[int, np.ndarray] = {}
         self._rows: dict[int, list[np.ndarray]] = {}
         self._views: dict[int, int] = {}
 
     def add(self, index: int, pixels: torch.Tensor, placement: Placement) -> None:
         """Cut a video's views, on the device; run the batches that become full."""
-        stream = self.network.stream
-        to_clip = rgb_clip if stream == "rgb" else flow_clip
+        stream, crop = self.network.stream, self.preset.crop
         pixels = pixels.to(self.network.device, non_blocking=True)
         starts = placement.starts[stream]
         self._views[index] = len(starts) * len(placement.corners)
@@ -256,8 +305,8 @@ class _StreamLogits:
         for start in starts:
             looped = loop_frames(pixels[start : start + self.frames], self.frames)
             for top, left in placement.corners:
-                view = looped[:, top : top + self.crop, left : left + self.crop]
-                self._take(self.batcher.add(to_clip(view, crop=self.crop), index))
+                view = looped[:, top : top + crop, left : left + crop]
+                self._take(self.batcher.add(scale_clip(view, stream, self.preset), index))
 
     def finish(self) -> None:
         """Run what is left."""
@@ -312,9 +361,12 @@ class _VideoLogits:
         todo = self.todo
         if not todo:
             return
-        preset = find_preset(self.about.preset)
-        streams = {s: _StreamLogits(n, options, preset) for s, n in self.networks.items()}
-        read = partial(self.source.read, streams=tuple(streams), views=options.views)
+        preset, views = find_preset(self.about.preset), self.about.views
+        streams = {
+            s: _StreamLogits(network, options, preset, frames=views.frames)
+            for s, network in self.networks.items()
+        }
+        read = partial(self.source.read, streams=tuple(streams), views=views)
         written = time.monotonic()
         try:
             items = read_items(read, todo, workers=workers, pin=device != "cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from i3d.presets import KINETICS_I3D
+from i3d.presets import KINETICS_I3D, Preset
 from i3d.settings import option
 from i3d.tasks.options import ComputeOptions, StrictOptions
 
@@ -17,20 +17,22 @@ if TYPE_CHECKING:
 class EvaluateOptions(ComputeOptions):
     """What the networks see of each video, and how they compute."""
 
-    frames: int = option(KINETICS_I3D.clip_frames, "Frames of each clip.")
+    frames: int | None = option(
+        None, "Frames of each clip.", default_is="250; 251 of the Chainer program's folders"
+    )
     clips: int = option(1, "Clips of each video, spaced evenly.", heading="Views")
     crops: int = option(1, "Crops of each clip: 1 (centre) or 3.", heading="Views")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.views
+        self.find_views(KINETICS_I3D)
 
-    @property
-    def views(self) -> Views:
-        """The parts of a video whose logits are averaged."""
+    def find_views(self, preset: Preset) -> Views:
+        """The parts of a video whose logits are averaged; the preset's frames unless others."""
         from i3d.clips import Views  # numpy
 
-        return Views(self.frames, self.clips, self.crops)
+        frames = preset.clip_frames if self.frames is None else self.frames
+        return Views(frames, self.clips, self.crops)
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,8 @@ class Evaluation:
         for row, s in self.scores.items():
             mean_class = f"{100 * s.mean_class:12.2f}"
             lines.append(f"{LABELS[row]:12}{_percent(s.top1):26}{_percent(s.top5):26}{mean_class}")
+        # the line that the Chainer program printed
+        lines.append(f"Top-1 accuracy {self.scores[self.best_row].top1.value}")
         if self.published:
             lines += ["", "published"]
             for p in self.published:

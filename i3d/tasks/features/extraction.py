@@ -254,16 +254,15 @@ def _describe(
     scores = options.endpoint in ("Logits", "Predictions")
     if scores and any(model.classes != first.classes for model in models):
         raise CheckpointError("the checkpoints tell other classes apart; run each by itself")
-    fps = find_preset(preset).fps
     return FeatureSettings(
         dataset=contents.name,
         container=container,
-        preset=preset,
-        fps=fps,
+        preset=preset.name,
+        fps=preset.fps,
         endpoint=options.endpoint,
         classes=first.classes if scores else (),
-        window_frames=options.window_frames(fps),
-        step_frames=float(options.step_frames(fps)),
+        window_frames=options.window_frames(preset.fps),
+        step_frames=float(options.step_frames(preset.fps)),
         rest=options.rest,
         short=options.short,
         precision=options.precision,

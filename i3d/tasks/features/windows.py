@@ -14,8 +14,8 @@ from math import floor
 import numpy as np
 import torch
 
-from i3d.clips import flow_clip, loop_frames, rgb_clip
-from i3d.presets import Stream
+from i3d.clips import loop_frames, scale_clip
+from i3d.presets import Stream, find_preset
 from i3d.tasks.features.files import FeatureSettings, Rows
 from i3d.tasks.features.options import FeatureOptions
 from i3d.tasks.network import Batcher, Network
@@ -105,6 +105,7 @@ class _Windows:
         self, network: Network, settings: FeatureSettings, options: FeatureOptions
     ) -> None:
         self.network, self.settings = network, settings
+        self._preset = find_preset(settings.preset)
         self.window = settings.window_frames
         self.step = options.step_frames(settings.fps)
         self.rows = Rows()
@@ -153,9 +154,8 @@ class _Windows:
 
     def _cut(self, start: int) -> None:
         part = self._kept[start - self._first :][: self.window]
-        to_clip = rgb_clip if self.network.stream == "rgb" else flow_clip
-        looped = loop_frames(part, self.window)
-        self._store(self._batcher.add(to_clip(looped, crop=looped.shape[1]), start))
+        clip = scale_clip(loop_frames(part, self.window), self.network.stream, self._preset)
+        self._store(self._batcher.add(clip, start))
         self.starts.append(start)
 
     def _store(self, batches: Sequence[tuple[list[int], np.ndarray]]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from i3d.data.arrays import map_array
-from i3d.data.shards import ShardDataset
+from i3d.data.precomputed import Precomputed
 from i3d.data.videos import Contents
 from i3d.errors import UsageError, VideoError
 from i3d.metrics.frechet import MAX_DIMENSIONS
@@ -55,7 +55,7 @@ class ShardedClips:
     """The frames that precompute stored; keys are sorted, since the plan mixes the classes."""
 
     keys: tuple[str, ...]
-    dataset: ShardDataset
+    dataset: Precomputed
     protocol: Protocol
 
     @property

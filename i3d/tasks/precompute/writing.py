@@ -11,14 +11,13 @@ process 0 reports when all are done.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from i3d import files
 from i3d.console import Bar, choose_teller, progress_bar, say, show
-from i3d.data.kinetics import Video
 from i3d.data.shards import (
     Manifest,
     PlannedSample,
@@ -32,7 +31,7 @@ from i3d.data.shards import (
 )
 from i3d.data.videos import VideoSet, open_videos
 from i3d.errors import I3DError, UsageError
-from i3d.parallel.pool import Died, Failed, Outcome, Result
+from i3d.parallel.pool import Died, Failed, Outcome, Result, WorkerPool
 from i3d.parallel.process import count_cores, terminated_cleanly
 from i3d.parallel.world import PATIENCE_SECONDS, World, await_others, world_from_environment
 from i3d.tasks.precompute.encode import (
@@ -154,14 +153,76 @@ def precompute(
         missing = len(contents.dataset.missing)
         root = VideoSet.of(videos).location
         manifest = make_manifest(contents.dataset, root, settings, device=device)
+    locations = {video.key: video.location for video in chosen}
+    encoder = Encoder(
+        title="precompute",
+        make_task=lambda sample: video_task(sample, locations[sample.key], settings),
+        locate=lambda sample: locations[sample.key],
+        open_pool=lambda workers: open_pool(settings, workers=workers, device=device),
+    )
+    made = make_shards(
+        output,
+        manifest,
+        encoder,
+        workers=workers,
+        world=world,
+        patience_seconds=patience_seconds,
+        progress=progress,
+    )
+    return replace(made, missing=missing, seconds=time.monotonic() - start)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What turns samples of a plan into pictures, in worker processes.
+
+    Attributes:
+        title: of the progress bar.
+        make_task: sample -> what the workers are told.
+        locate: sample -> its source, for messages.
+        open_pool: number of workers -> the pool, whose results are `EncodedVideo`.
+    """
+
+    title: str
+    make_task: Callable[[PlannedSample], Any]
+    locate: Callable[[PlannedSample], str]
+    open_pool: Callable[[int], WorkerPool[Any]]
+
+
+def make_shards(
+    output: files.Location,
+    manifest: Manifest,
+    encoder: Encoder,
+    *,
+    workers: int,
+    world: World,
+    patience_seconds: float = PATIENCE_SECONDS,
+    progress: bool = False,
+) -> Precomputed:
+    """Make this process's shards of a plan; those that are there are not made again.
+
+    Args:
+        output: folder of the shards; path or URL.
+        manifest: the plan.
+        encoder: what makes its samples.
+        workers: processes.
+        world: this process's part of the shards.
+        patience_seconds: see `precompute`.
+        progress: draw a progress bar.
+
+    Raises:
+        UsageError: the output was begun with other settings.
+        I3DError: the output or the temporary folder is full or cannot be written.
+    """
+    start = time.monotonic()
     write_manifest(output, manifest)
     mine = world.turns(len(manifest.shards))
     before = set(complete_shards(output, manifest, shards=None if world.first else mine))
     todo = [shard for shard in mine if shard not in before]
-    job = _ShardMaker(manifest, {v.key: v for v in chosen}, output, settings, device)
+    job = _ShardMaker(manifest, output, encoder)
     if todo:
         total = sum(len(manifest.shards[shard]) for shard in todo)
-        title = world.title("precompute") if progress else None
+        title = world.title(encoder.title) if progress else None
         with progress_bar(title, total=total, unit="videos") as bar:
             job.run(todo, min(workers, total), bar)
     lost = {shard for shard, _ in job.lost}
@@ -169,13 +230,14 @@ def precompute(
     encoded, frames, size = job.encoded, job.frames, job.bytes
     if world.first and world.size > 1:
         patience = max(patience_seconds, 3 * job.slowest_seconds)
-        there = _await_others(output, manifest, lost, patience, progress=progress)
+        title = f"{encoder.title} of all processes" if progress else None
+        there = _await_others(output, manifest, lost, patience, title)
         encoded, frames, size = _measure(output, manifest, sorted(there - before))
     failed = shard_failures(output, manifest, sorted(there))
     return Precomputed(
         output=os.fspath(output),
         found=manifest.found,
-        missing=missing,
+        missing=0,
         encoded=encoded,
         failed=tuple((failure.key, failure.reason) for failure in failed),
         lost=tuple(job.lost),
@@ -194,8 +256,7 @@ def _await_others(
     manifest: Manifest,
     lost: set[int],
     patience_seconds: float,
-    *,
-    progress: bool,
+    title: str | None,
 ) -> set[int]:
     """The shards that are there when all processes are done, of all of them."""
     wanted = [shard for shard in range(len(manifest.shards)) if shard not in lost]
@@ -206,7 +267,6 @@ def _await_others(
         found.update(complete_shards(output, manifest, shards=missing))
         return len(found)
 
-    title = "precompute of all processes" if progress else None
     with progress_bar(title, total=len(wanted), unit="shards") as bar:
         await_others(count_done, len(wanted), patience_seconds=patience_seconds, bar=bar)
     return found
@@ -225,16 +285,8 @@ def _measure(output: files.Location, manifest: Manifest, shards: list[int]) -> t
 class _ShardMaker:
     """This process's shards, one after another, from videos that the workers encode ahead."""
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        videos: dict[str, Video],
-        output: files.Location,
-        settings: Settings,
-        device: str,
-    ) -> None:
-        self.manifest, self.videos, self.output = manifest, videos, output
-        self.settings, self.device = settings, device
+    def __init__(self, manifest: Manifest, output: files.Location, encoder: Encoder) -> None:
+        self.manifest, self.output, self.encoder = manifest, output, encoder
         self.encoded = self.frames = self.bytes = 0
         self.slowest_seconds = 0.0  # of a shard
         self.lost: list[tuple[int, str]] = []
@@ -243,13 +295,9 @@ class _ShardMaker:
     def run(self, shards: list[int], workers: int, bar: Bar) -> None:
         """Make the shards."""
         samples = (sample for i in shards for sample in self.manifest.shards[i])
-        tasks = (video_task(s, self.videos[s.key].location, self.settings) for s in samples)
         start = time.monotonic()
-        with (
-            terminated_cleanly(),
-            open_pool(self.settings, workers=workers, device=self.device) as pool,
-        ):
-            outcomes = pool.map(tasks, ahead=AHEAD * workers)
+        with terminated_cleanly(), self.encoder.open_pool(workers) as pool:
+            outcomes = pool.map(map(self.encoder.make_task, samples), ahead=AHEAD * workers)
             for shard in shards:
                 began = time.monotonic()
                 for _ in self._make(shard, (outcome for _, outcome in outcomes)):
@@ -287,7 +335,7 @@ class _ShardMaker:
                 self._done += 1
 
     def _add(self, writer: ShardWriter, sample: PlannedSample, outcome: Outcome) -> None:
-        location = self.videos[sample.key].location
+        location = self.encoder.locate(sample)
         if isinstance(outcome, Died):
             raise _ShardLostError(f"{location}: {outcome}")
         if isinstance(outcome, Failed):

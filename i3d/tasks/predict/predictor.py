@@ -97,13 +97,13 @@ class Predictor:
                     f"{name} has {model.num_classes} classes that are not the "
                     f"{first.num_classes} of {self.checkpoints[0]}; their logits cannot be added"
                 )
-            if model.preset != first.preset:
+            if not find_preset(model.preset).fits(find_preset(first.preset)):
                 raise CheckpointError(
                     f"{name} was made for preset {model.preset}, {self.checkpoints[0]} for "
                     f"{first.preset}; they need different frames"
                 )
         self.classes = first.classes
-        self.preset: Preset = find_preset(first.preset)
+        self.preset: Preset = find_preset(first.preset).of_videos
 
     def predict(
         self, video: Source, *, top_k: int = 5, every_seconds: float | None = None

@@ -200,7 +200,7 @@ class Learner:
     ) -> tuple[Tensor, Tensor]:
         """Loss of a micro-batch, and how many of it were right; its gradients are added."""
         data, options, device = self.plan.data, self.plan.options, torch.device(self.plan.device)
-        clips = scale_pixels(pixels.to(device, non_blocking=True), data.stream)
+        clips = scale_pixels(pixels.to(device, non_blocking=True), data.stream, data.preset)
         targets = torch.from_numpy(data.labels[videos]).to(device)
         kept = None
         if options.dropout:

@@ -129,7 +129,7 @@ class Loop:
 
     def _at_validation(self) -> bool:
         """Whether the step done is one to validate after."""
-        if self.plan.run.val is None or not self.step:
+        if self.plan.val is None or not self.step:
             return False
         epochs, rest = divmod(self.step, self.plan.order.steps_per_epoch)
         due = rest == 0 and epochs % self.plan.options.val_every == 0

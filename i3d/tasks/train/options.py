@@ -30,6 +30,13 @@ class RunOptions:
         metavar="scratch|CHECKPOINT|inflate:FILE",
     )
     val: str | None = option(None, "Validate on these, of the same classes.", metavar="SHARDS")
+    classes: str | None = option(
+        None,
+        "Names of the labels of the Chainer program's folders: kinetics400, kinetics600 or a file.",
+        metavar="LIST",
+        default_is="the checkpoint's, of --init",
+        heading=NETWORK,
+    )
     resume: bool | None = option(
         None,
         "Go on with the run in --output, or refuse to.",

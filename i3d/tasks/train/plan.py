@@ -1,15 +1,17 @@
 """A run before it begins: everything that can be known, and refused, then."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from i3d import files
 from i3d.clips import Views
+from i3d.data.chainer import is_chainer_folder
 from i3d.data.reading.clips import clip_bytes
 from i3d.data.reading.random_clips import Order, TrainingSet, open_labelled, open_training_set
+from i3d.data.videos import VideoSet
 from i3d.errors import DatasetError, UsageError
 from i3d.parallel.ahead import check_shared_memory
 from i3d.parallel.process import share_cores
@@ -17,6 +19,7 @@ from i3d.parallel.world import World
 from i3d.tasks.network import choose_device
 from i3d.tasks.train.options import RunOptions, TrainOptions
 from i3d.tasks.train.recipe import ORIGINAL_CLIPS_PER_STEP, Recipe, Schedule
+from i3d.tasks.train.start import find_class_names
 
 # PyTorch's gradient of a 3x3x3 filter in bf16 on a CPU is garbage where its input has two time
 # steps, as those of Mixed_5b and 5c have for such clips (torch 2.13 on AVX-512: all 49 sizes of
@@ -37,7 +40,8 @@ class Plan:
         run: folder, data and beginning.
         options: what the user gave, before the recipe completes it.
         data: the videos.
-        val_seal: seal of the shards to validate on; None without them.
+        val: shards to validate on; None without them.
+        val_seal: their seal.
         recipe: the numbers of the recipe, the user's in place of its own.
         order: the clips of each step.
         schedule: the learning rate's course.
@@ -49,6 +53,7 @@ class Plan:
     run: RunOptions
     options: TrainOptions
     data: TrainingSet
+    val: VideoSet | None
     val_seal: str | None
     recipe: Recipe
     order: Order
@@ -100,8 +105,13 @@ def make_plan(shards: files.Location, run: RunOptions, options: TrainOptions, wo
     device = choose_device(options.device, world)
     _check_precision(options, device)
     workers = _count_workers(options.workers, device, world)
-    data = open_training_set(shards, run.stream)
-    val_seal = None if run.val is None else _check_validation(run.val, data)
+    data = open_training_set(shards, run.stream, classes=run.classes)
+    if data.has_numbers:
+        data = replace(data, classes=find_class_names(run.init, data))
+    val, val_seal = None, None
+    if run.val is not None:
+        val = VideoSet(run.val, classes=run.classes if is_chainer_folder(run.val) else None)
+        val_seal = _check_validation(val, data)
     recipe = options.complete_recipe()
     order = Order(
         len(data), recipe.batch_size, options.accumulate, world.rank, world.size, options.seed
@@ -113,6 +123,7 @@ def make_plan(shards: files.Location, run: RunOptions, options: TrainOptions, wo
         run=run,
         options=options,
         data=data,
+        val=val,
         val_seal=val_seal,
         recipe=recipe,
         order=order,
@@ -146,11 +157,14 @@ def _count_workers(workers: int | None, device: str, world: World) -> int:
     return share if device != "cpu" else 2 if share > 2 else 0
 
 
-def _check_validation(val: files.Location, data: TrainingSet) -> str:
+def _check_validation(videos: VideoSet, data: TrainingSet) -> str:
     """The seal of the validation shards, which must fit the training ones."""
-    manifest = open_labelled(val, data.stream).manifest
+    val = videos.location
+    manifest = open_labelled(val, data.stream, classes=videos.classes).manifest
     assert manifest.classes is not None
     theirs = manifest.classes.names
+    if manifest.classes.is_numbered and len(theirs) <= len(data.classes):
+        theirs = data.classes
     if theirs != data.classes:
         where = "" if len(theirs) != len(data.classes) else _first_difference(data.classes, theirs)
         raise DatasetError(

@@ -40,6 +40,7 @@ def train(
     output: files.Location,
     init: str = SCRATCH,
     val: files.Location | None = None,
+    classes: str | None = None,
     options: TrainOptions | None = None,
     resume: bool | None = None,
     world: World | None = None,
@@ -55,6 +56,8 @@ def train(
         init: ``scratch``; a checkpoint's name, path or URL; or ``inflate:`` and the path or URL of
             a 2D Inception-v1.
         val: shards to validate on, of the same classes.
+        classes: names of the labels of the Chainer program's folders, which hold numbers:
+            ``kinetics400``, ``kinetics600`` or a file; default: those of the checkpoint ``init``.
         options: how; default: the original recipe.
         resume: True goes on from the state in ``output`` and begins where there is none; None
             begins in an empty folder alone; False never goes on.
@@ -79,7 +82,7 @@ def train(
             click.echo(line, err=True)
 
     val = None if val is None else os.fspath(val)
-    run = RunOptions(stream, os.fspath(output), init, val, resume)
+    run = RunOptions(stream, os.fspath(output), init, val, classes, resume)
     plan = make_plan(shards, run, TrainOptions() if options is None else options, world)
     goes_on = resume is not False and has_state(run.output)
     if not goes_on and not resume and not _is_empty(run.output):

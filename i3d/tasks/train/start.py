@@ -10,6 +10,7 @@ from i3d.errors import CheckpointError, UsageError
 from i3d.models.checkpoints import build, read_weights, resolve
 from i3d.models.foreign.inflate import inflate
 from i3d.models.i3d import I3D
+from i3d.presets import find_preset
 from i3d.tasks.train.options import SCRATCH
 
 INFLATE = "inflate:"
@@ -75,11 +76,29 @@ def initial_network(
     return Start(network, not keep, (why,))
 
 
+def find_class_names(init: str, data: TrainingSet) -> tuple[str, ...]:
+    """The names that numbers for labels mean: those of the checkpoint to begin with.
+
+    Raises:
+        UsageError: it has none, or fewer than there are labels.
+    """
+    folder = data.dataset.folder
+    if init == SCRATCH or init.startswith(INFLATE):
+        raise UsageError(f"{folder}: its labels are numbers without names; name them by --classes")
+    model = build(read_weights(resolve(init)))
+    if not model.has_class_names or model.num_classes < len(data.classes):
+        raise UsageError(
+            f"{folder}: its labels are {len(data.classes)} numbers without names, and {init} has "
+            f"{model.num_classes if model.has_class_names else 'no'} names; name them by --classes"
+        )
+    return model.classes
+
+
 def _known_head(old: I3D, data: TrainingSet, name: str) -> tuple[bool, str]:
     """Whether a checkpoint's classifier can stay, and a line that says so."""
     if old.stream != data.stream:
         raise CheckpointError(f"{name} is a network for {old.stream}, not for {data.stream}")
-    if old.preset != data.preset.name:
+    if not find_preset(old.preset).fits(data.preset):
         raise CheckpointError(
             f"{name} was made for preset {old.preset}, and the shards for {data.preset.name}"
         )

@@ -21,10 +21,10 @@ def validate(plan: Plan, weights: Weights, *, step: int) -> ValidationRow | None
     Returns:
         The row, on process 0; None on the others.
     """
-    assert plan.run.val is not None
+    assert plan.val is not None
     stream = plan.run.stream
     evaluated = evaluate(
-        plan.run.val,
+        plan.val,
         {stream: build(weights).fold()},
         options=EvaluateOptions(
             frames=plan.options.val_frames or plan.options.frames,

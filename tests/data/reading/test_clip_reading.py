@@ -15,7 +15,7 @@ from i3d.data.reading.clips import ShardClips, VideoClips, clip_bytes
 from i3d.data.shards import ShardDataset, open_dataset
 from i3d.errors import I3DError, UsageError
 from i3d.parallel import ahead
-from i3d.presets import find_preset
+from i3d.presets import KINETICS_I3D, find_preset
 
 
 def by_key(source, views, **options):
@@ -101,11 +101,11 @@ def test_clips_are_spread_over_the_video(length):
 
 def test_crops_cover_the_longer_side():
     views = Views(crops=3)
-    assert views.corners(256, 340, 224) == ((16, 0), (16, 58), (16, 116))
-    assert views.corners(455, 256, 224) == ((0, 16), (115, 16), (231, 16))
-    assert Views().corners(256, 341, 224) == ((16, 58),)
+    assert views.corners(256, 340, KINETICS_I3D) == ((16, 0), (16, 58), (16, 116))
+    assert views.corners(455, 256, KINETICS_I3D) == ((0, 16), (115, 16), (231, 16))
+    assert Views().corners(256, 341, KINETICS_I3D) == ((16, 58),)
     with pytest.raises(I3DError, match="100x256 are smaller"):
-        views.corners(256, 100, 224)
+        views.corners(256, 100, KINETICS_I3D)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.training import CLASSES, CROP, HEIGHT, QUICK, write_shards
 
-from i3d.clips import flow_clip, quantize_flow, rgb_clip, scale_pixels
+from i3d.clips import dequantize_flow, flow_clip, quantize_flow, rgb_clip, scale_pixels
 from i3d.data.reading.random_clips import (
     Cut,
     Order,
@@ -18,7 +18,10 @@ from i3d.data.reading.random_clips import (
 )
 from i3d.data.shards import open_dataset
 from i3d.errors import DatasetError, UsageError
+from i3d.presets import CHAINER_I3D, KINETICS_I3D, preset_with_short_side
 from i3d.tasks.train import train
+
+PRESET = preset_with_short_side(HEIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def test_a_clip_is_that_part_of_its_video(shards, stream):
     for sample in dataset.stream():
         for epoch in range(6):
             key = (3, epoch, 0)
-            ours = read_clip(dataset, sample.key, stream, key, frames=14, crop=CROP)
+            ours = read_clip(dataset, sample.key, stream, key, frames=14, preset=PRESET)
             cut = Cut.draw(sample.info, stream, key, frames=14, crop=CROP, flip=True)
             seen.add((cut.mirrored, cut.start > 0, len(sample.info.pictures(stream)) < 14))
             pictures = sample.rgb if stream == "rgb" else sample.flow
@@ -150,10 +153,12 @@ def test_mirrored_flow_is_the_flow_of_the_mirrored_video():
     def distance(x):
         return np.abs(x[inside].astype(int) - of_mirrored[inside]).mean()
 
-    assert distance(mirror(flow, "flow")) < 0.5  # measured 0.03 steps of 0.157 pixels
-    assert distance(mirror(flow, "rgb")) > 10  # without the sign
+    assert (
+        distance(mirror(flow, "flow", KINETICS_I3D.flow_storage)) < 0.5
+    )  # measured 0.03 steps of 0.157 pixels
+    assert distance(mirror(flow, "rgb", KINETICS_I3D.flow_storage)) > 10  # without the sign
     every = np.arange(1, 256, dtype=np.uint8).reshape(1, 1, 255, 1).repeat(2, -1)
-    mirrored = mirror(every, "flow")
+    mirrored = mirror(every, "flow", KINETICS_I3D.flow_storage)
     np.testing.assert_array_equal(mirrored[0, 0, ::-1, 0], 256 - every[0, 0, :, 0].astype(int))
     np.testing.assert_array_equal(mirrored[0, 0, ::-1, 1], every[0, 0, :, 1])
     assert (
@@ -163,10 +168,21 @@ def test_mirrored_flow_is_the_flow_of_the_mirrored_video():
     )
 
 
+def test_mirrored_flow_of_the_chainer_program_has_the_opposite_pixels():
+    every = np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1).repeat(2, -1)
+    storage = CHAINER_I3D.flow_storage
+    before, after = (
+        dequantize_flow(stored, storage=storage)
+        for stored in (every, mirror(every, "flow", storage))
+    )
+    np.testing.assert_array_equal(after[0, 0, ::-1, 0], -before[0, 0, :, 0])
+    np.testing.assert_array_equal(after[0, 0, ::-1, 1], before[0, 0, :, 1])
+
+
 @pytest.mark.parametrize(("stream", "channels"), [("rgb", 3), ("flow", 2)])
 def test_pixels_are_scaled_as_for_evaluation(stream, channels):
     pixels = torch.randint(1, 256, (2, 9, CROP, CROP, channels), dtype=torch.uint8)
-    clips = scale_pixels(pixels, stream)
+    clips = scale_pixels(pixels, stream, KINETICS_I3D)
     to_clip = rgb_clip if stream == "rgb" else flow_clip
     assert torch.equal(clips, torch.stack([to_clip(p, crop=CROP) for p in pixels]))
     assert clips.is_contiguous(memory_format=torch.channels_last_3d)

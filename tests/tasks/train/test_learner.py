@@ -73,7 +73,7 @@ def test_a_run_is_a_plain_loop_of_torch(run, shards, recipe):
                         "rgb",
                         (3, epoch, int(data.places[v])),
                         frames=16,
-                        crop=CROP,
+                        preset=data.preset,
                     ),
                     crop=CROP,
                 )
