@@ -173,9 +173,9 @@ def trained_like(stream="rgb", num_classes=400, **options):
     return network
 
 
-def read_clip(path, fps=25.0, short_side=256):
+def read_clip(path, fps=25.0, short_side=256, seconds=SECONDS):
     """The first ten seconds of a video, uint8 (T, H, W, 3)."""
-    with VideoReader(path, end_seconds=SECONDS, fps=fps, short_side=short_side) as reader:
+    with VideoReader(path, end_seconds=seconds, fps=fps, short_side=short_side) as reader:
         return np.stack(list(reader))
 
 
