@@ -13,8 +13,8 @@ FFmpeg takes most files that break off for shorter ones. What tells them apart:
     GIF              the trailer, after more than one picture
 
 Other formats say nothing of it. An element counts if its kind is known, it begins inside the file
-and ends past the file's end; what other programs append to a sound file does no harm. Where a live
-recording stops between two elements nothing is missing.
+and ends past the file's end; what other programs append to a sound file does no harm. A live
+recording or a transport stream that breaks off exactly between two elements looks sound.
 
 Only the file's beginning and what follows the last packet is read.
 """
