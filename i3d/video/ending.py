@@ -75,8 +75,8 @@ def find_cut(
     if size is None:
         return None
     claimed = CLAIMS[name](head) if name in CLAIMS else None
-    if claimed is not None and claimed > size:
-        return f"the file ends after {size:,} of {claimed:,} bytes"
+    if claimed:  # 0: FLV's muxer did not come back to write it
+        return f"the file ends after {size:,} of {claimed:,} bytes" if claimed > size else None
     if name == "gif" and last is not None:
         data = file.peek(last, MAX_TAIL_BYTES)
         whole = last + len(data) == size
@@ -89,7 +89,7 @@ def find_cut(
         if begin is None or begin < 0:
             return None
         end, element = _walk(file, size, begin, *ELEMENTS[name])
-        if name == "ogg" and end == size and not element[5] & OGG_END_OF_STREAM:
+        if name == "ogg" and end == size and element and not element[5] & OGG_END_OF_STREAM:
             return "the file ends without an Ogg stream's last page"
     if end is not None and end > size:
         return f"the file ends after {size:,} of at least {end:,} bytes"

@@ -176,7 +176,7 @@ def test_a_live_recording_that_breaks_off_within_a_block(name, edit):
         assert 0 < len(whole) < 30  # only between two of the sound's packets or pictures
 
 
-@pytest.mark.parametrize("rest", [bytes(1000), b"\n", b"ID3" + bytes(range(256)), b"\xff" * 300])
+@pytest.mark.parametrize("rest", [bytes(1000), b"\n", b"ID3" + bytes(range(256)), b"\xa3"])
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_what_others_append_is_no_damage(tmp_path, name, rest):
     words = damage(make(name, tmp_path, sound_seconds=1.5) + rest)
