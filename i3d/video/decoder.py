@@ -12,6 +12,7 @@ from av.stream import Discard, Disposition
 
 from i3d.errors import VideoError
 from i3d.video.clock import MAX_HOLD_SECONDS
+from i3d.video.ending import HEAD_BYTES, find_cut
 from i3d.video.picture import MAX_PIXELS, check_size
 from i3d.video.source import SourceFile
 
@@ -65,6 +66,7 @@ class Decoder:
         packets: number read since decoding last began.
         decoded_frames: number of frames that these gave.
         damaged_frames: number of frames decoded with errors, as far as the decoder says so.
+        cut: what shows that the file was cut short, once its end was decoded, or None.
 
     Raises:
         VideoError: the file is no video, or one that is too large.
@@ -73,6 +75,7 @@ class Decoder:
 
     def __init__(self, file: SourceFile, *, threads: int) -> None:
         self._file = file
+        self._head = file.peek(0, HEAD_BYTES) if file.size else b""
         self._container = _open_container(file)
         self._stream = _choose_stream(self._container, file.label)
         context = self._stream.codec_context
@@ -126,6 +129,7 @@ class Decoder:
     def _reset_counts(self) -> None:
         self.packets = self.decoded_frames = self.damaged_frames = self._missing = 0
         self._damaged = False
+        self.cut: str | None = None
 
     def seek(self, origin: int, start_seconds: Fraction) -> Iterator[av.VideoFrame] | None:
         """Decode from a key frame at or before a window; None: decode from the start instead.
@@ -201,14 +205,16 @@ class Decoder:
         failures = 0
         read = 0
         begin = 0  # where in the file the first packet lies
+        last: int | None = None  # and the last
         indexed = len(self._stream.index_entries)
         while failures < MAX_READ_FAILURES:
             try:
                 for packet in self._container.demux(self._stream):
                     self._file.check()
                     failures = 0
-                    if not read and packet.pos is not None:
-                        begin = packet.pos
+                    if packet.pos is not None:
+                        begin = begin if read else packet.pos
+                        last = packet.pos
                     read += packet.size > 0
                     yield packet
             except av.FFmpegError:
@@ -223,6 +229,7 @@ class Decoder:
                 break
         self._file.check()
         self._count_missing(begin, read, indexed)
+        self.cut = find_cut(self._file, self._head, self._container, last)
 
     def _count_missing(self, begin: int, read: int, indexed: int) -> None:
         """Count the frames that the file's index or header names and that gave no packet.
@@ -282,7 +289,8 @@ def _choose_stream(container: av.container.InputContainer, name: str) -> av.Vide
     chosen = best if best in videos else videos[0]
     if chosen.codec_context is None:
         raise VideoError(
-            f"{name} is coded in a way that this FFmpeg cannot decode; convert it to H.264"
+            f"{name} is coded in a way that this FFmpeg cannot decode; convert it to H.264, "
+            "or copy it again if it was cut short"
         )
     for stream in container.streams:
         if stream is not chosen:

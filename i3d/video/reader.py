@@ -222,8 +222,12 @@ class VideoReader:
 
     @property
     def damage(self) -> str | None:
-        """One line for the user on what was lost, or None."""
-        losses = []
+        """One line for the user on what was lost of the decoded part, or None.
+
+        That the file was cut short is said where its container tells (see `i3d.video.ending`), it
+        can be read from any place and was decoded to its end.
+        """
+        losses = [] if self._decoder.cut is None else [self._decoder.cut]
         if self.lost_frames:
             total = self.lost_frames + self.decoded_frames
             losses.append(f"{self.lost_frames} of {total} frames could not be decoded")
@@ -253,9 +257,10 @@ class VideoReader:
 
         start, self.duration_seconds = self._window.start, float(sampler.end)
         if sampler.end <= start:
+            cut = "" if self._decoder.cut is None else f"; {self._decoder.cut}"
             raise VideoError(
                 f"start_seconds={float(start):g} is past the end of {self.name}, "
-                f"which lasts {self.duration_seconds:g} s"
+                f"which lasts {self.duration_seconds:g} s{cut}"
             )
         for shown in sampler.finish():
             yield self._pictures.make(shown)

@@ -79,6 +79,22 @@ class SourceFile:
         """The place in the file, in bytes."""
         return self._file.tell()
 
+    def peek(self, position: int, size: int) -> bytes:
+        """Up to ``size`` bytes from a position, with the file left where FFmpeg expects it.
+
+        Raises:
+            VideoError: the file cannot be read.
+            StorageError: a URL's server fails.
+        """
+        here = self._guard.seek(0, os.SEEK_CUR)
+        self._guard.seek(position)
+        data = b""
+        while len(data) < size and (more := self._guard.read(size - len(data))):
+            data += more
+        self._guard.seek(here)
+        self.check()
+        return data
+
     def check(self) -> None:
         """Raise what went wrong while FFmpeg was reading."""
         error, self._guard.error = self._guard.error, None

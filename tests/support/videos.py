@@ -51,11 +51,13 @@ def write_video(
     height: int = 48,
     prepare=None,
     edit_packet=None,
+    sound: tuple[str, float] | None = None,
 ):
     """Write RGB images (or so many gray frames) and return ``target``.
 
     ``pts`` are in ``time_base``; ``prepare(frame, index)`` may change each frame before encoding
-    and ``edit_packet(packet, index)`` each packet before it is written.
+    and ``edit_packet(packet, index)`` each packet before it is written. ``sound`` is a codec and
+    seconds of silence.
     """
     if isinstance(images, int):
         images = [gray_frame(i, width, height) for i in range(images)]
@@ -84,6 +86,8 @@ def write_video(
         if rotation is not None:
             degrees, mirror_x, mirror_y = rotation
             stream.set_display_rotation(degrees, hflip=mirror_x, vflip=mirror_y)
+        if sound is not None:
+            sound_stream = output.add_stream(sound[0], rate=48000)
         packets = []
         for i, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -99,6 +103,8 @@ def write_video(
             if edit_packet is not None:
                 edit_packet(packet, i)
             output.mux(packet)
+        if sound is not None:
+            output.mux(encode_silence(sound_stream, sound[1]))
     return target
 
 
@@ -119,16 +125,19 @@ def write_two_sizes(target: Path, first=(64, 48), second=(96, 48), frames=10):
     return target
 
 
+def encode_silence(stream, seconds):
+    """The packets of a silence."""
+    rate = stream.rate
+    samples = np.zeros((1, int(rate * seconds)), np.float32)
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+    frame.sample_rate, frame.pts = rate, 0
+    return stream.encode(frame) + stream.encode(None)
+
+
 def write_audio(target: Path, seconds=1.0):
     """A file that holds only sound."""
     with av.open(str(target), "w") as output:
-        stream = output.add_stream("aac", rate=16000)
-        samples = np.zeros((1, int(16000 * seconds)), np.float32)
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        frame.pts = 0
-        output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+        output.mux(encode_silence(output.add_stream("aac", rate=16000), seconds))
     return target
 
 

@@ -188,6 +188,19 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     return caught.value.code, out, err
 
 
+def test_a_video_that_was_cut_short_says_so(networks, tmp_path, capsys):
+    data = write_video(tmp_path / "whole.mkv", noise_images(30, 128, 96)).read_bytes()
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(data[: len(data) // 2])
+    arguments = (cut, "--checkpoint", networks["rgb"])
+    code, out, _ = run(capsys, *arguments, "--json")
+    (result,) = json.loads(out)["results"]
+    assert code == 0 and 9 < result["frames"] < 30
+    words = f"{cut}: the file ends after {len(data) // 2:,} of {len(data):,} bytes"
+    assert result["damage"] == words
+    assert f"  damaged: {words}" in run(capsys, *arguments)[1]
+
+
 def test_json_is_the_contract_and_nothing_else(networks, video, capsys):
     code, out, _ = run(capsys, video, "--checkpoint", networks["rgb"], "--top_k", 2, "--json")
     assert code == 0
