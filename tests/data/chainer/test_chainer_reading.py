@@ -3,6 +3,7 @@
 import zipfile
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
 from support.chainer_folders import Sample, encode, moving_video, write_classes, write_shard
@@ -170,3 +171,17 @@ def test_more_entries_than_a_plain_zip_can_count(tmp_path):
     assert (stored.info.length("rgb"), stored.info.length("flow")) == (11_000, 10_999)
     assert stored.read(10_990).frames().shape == (10, 8, 8, 3)
     assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE).max() == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_behind_a_url(tmp_path, samples, layout):
+    """What ``--use_chainerio`` was for."""
+    expected = write(layout, tmp_path, samples)
+    memory = fsspec.filesystem("memory")
+    url = f"memory://chainer/{layout.replace(' ', '-')}"
+    memory.put(str(tmp_path), url, recursive=True)
+    dataset = open_precomputed(url)
+    for planned, sample in zip(dataset.manifest.samples(), expected, strict=True):
+        read = dataset.read_sample(planned.key)
+        np.testing.assert_array_equal(read.frames(), sample.pixels("rgb"))
+        np.testing.assert_array_equal(read.stored_flow()[..., 0], sample.pixels("flow_x"))
