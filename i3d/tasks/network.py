@@ -43,6 +43,10 @@ class UsedCheckpoint:
 def choose_device(device: str, world: World = World()) -> str:
     """``"cpu"`` or ``"cuda:N"`` for ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
+    A GPU becomes PyTorch's current one. Jobs call this before all else: what comes first to CUDA,
+    be it page-locked memory or a look at the free memory, opens a context on the current GPU, which
+    of all processes of a node would be the first.
+
     Args:
         device: as the user said it.
         world: its number on its node makes ``cuda`` this process's own GPU; where there are fewer
@@ -60,10 +64,12 @@ def choose_device(device: str, world: World = World()) -> str:
     count = torch.cuda.device_count()
     number = device.removeprefix("cuda").removeprefix(":")
     if device in ("auto", "cuda"):
-        return f"cuda:{world.local_rank % count}"
+        number = str(world.local_rank % count)
     if not number.isdecimal() or int(number) >= count:
         raise UsageError(f"device {device!r}: there are cuda:0 to cuda:{count - 1}")
-    return f"cuda:{number}"
+    chosen = f"cuda:{number}"
+    torch.cuda.set_device(chosen)
+    return chosen
 
 
 def device_name(device: str) -> str:
@@ -96,8 +102,6 @@ class Network:
         released: str = "",
     ) -> None:
         reuse_freed_memory()
-        if device.startswith("cuda"):
-            torch.cuda.set_device(device)
         self.model, self.used, self.own_bn_eps = model.to(device), used, own_bn_eps
         self.device, self.precision, self.released = device, precision, released
 

@@ -1,15 +1,25 @@
-"""Networks of one job, and the frames that they were made for."""
+"""Networks of one job: their device and arithmetic, and the frames that they were made for."""
 
 import pytest
 import torch
 from support import bundles
 from support.bundles import small_model
 
-from i3d.errors import CheckpointError
+from i3d.errors import CheckpointError, UsageError
 from i3d.models.checkpoints import load, save
 from i3d.models.foreign.names import HASSONY2, PYTORCH_I3D
+from i3d.parallel.world import World
 from i3d.tasks.convert import convert
-from i3d.tasks.network import common_preset, load_network
+from i3d.tasks.evaluate import EvaluateOptions, evaluate
+from i3d.tasks.features import FeatureOptions, extract
+from i3d.tasks.fvd import FrechetVideoDistance, fvd
+from i3d.tasks.network import choose_device, common_preset, load_network
+from i3d.tasks.options import ComputeOptions
+from i3d.tasks.precompute.encode import flow_videos
+from i3d.tasks.predict import Predictor
+from i3d.tasks.train.options import TrainOptions
+from i3d.tasks.train.run import train
+from i3d.tasks.verify import verify
 
 
 def networks(rgb, flow):
@@ -76,3 +86,62 @@ def test_another_network_is_no_released_one(rgb_scratch, tmp_path):
         model.Logits.Conv3d_0c_1x1.bias[7] += 1e-6
     save(model, tmp_path / "other.safetensors")
     assert load_network(tmp_path / "other.safetensors").released == ""
+
+
+class Reached(Exception):
+    """A job makes a GPU the current one."""
+
+
+# Process 6 of 8 on two nodes of four GPUs each; none of the files is there.
+NOWHERE = "/nowhere"
+SIXTH = World(rank=6, size=8, local_size=4, local_rank=2)
+JOBS = {
+    "evaluate": lambda: evaluate(
+        NOWHERE, {"rgb": NOWHERE}, options=EvaluateOptions(device="cuda"), world=SIXTH
+    ),
+    "features": lambda: extract(
+        NOWHERE, NOWHERE, [NOWHERE], options=FeatureOptions(device="cuda"), world=SIXTH
+    ),
+    "fvd": lambda: fvd(
+        NOWHERE, NOWHERE, checkpoint=NOWHERE, options=ComputeOptions(device="cuda"), world=SIXTH
+    ),
+    "train": lambda: train(
+        NOWHERE,
+        stream="rgb",
+        output=NOWHERE,
+        options=TrainOptions(device="cuda"),
+        world=SIXTH,
+    ),
+    "FrechetVideoDistance": lambda: FrechetVideoDistance(NOWHERE, device="cuda:2"),
+    "predict": lambda: Predictor([NOWHERE], device="cuda:2"),
+    "verify": lambda: verify(device="cuda:2"),
+    "precompute's process with the GPU": lambda: flow_videos([], device="cuda:2"),
+}
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    """As far as PyTorch is asked how many there are; whatever else comes to CUDA fails here."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+
+@pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
+def test_a_job_begins_with_its_own_gpu(four_gpus, monkeypatch, job):
+    def make_current(device):
+        raise Reached(device)
+
+    monkeypatch.setattr(torch.cuda, "set_device", make_current)
+    with pytest.raises(Reached, match=r"^cuda:2$"):
+        job()
+
+
+def test_processes_share_gpus_in_turn(four_gpus, monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    chosen = [choose_device("cuda", World(local_rank=rank)) for rank in range(6)]
+    assert chosen == current == [f"cuda:{rank % 4}" for rank in range(6)]
+    assert choose_device("cpu") == "cpu"
+    with pytest.raises(UsageError, match=r"'cuda:4': there are cuda:0 to cuda:3"):
+        choose_device("cuda:4")
+    assert len(current) == 6

@@ -84,8 +84,6 @@ class Learner:
         options, device = plan.options, plan.device
         reuse_freed_memory()
         self.network = channels_last(start.network.to(device))
-        if device != "cpu":
-            torch.cuda.set_device(device)
         # Gradients travel between the devices, the little else through the CPU.
         self._cpu_group = self._gradient_group = None
         if plan.world.size > 1:
