@@ -1,7 +1,8 @@
 """A checkpoint's name or file -> a network on a device at a precision, fed batch by batch."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -126,15 +127,11 @@ def compute(
     endpoint: str = "logits",
     precision: Precision = "fp32",
 ) -> torch.Tensor:
-    """As `Network.compute`; a model that is no `I3D` has logits alone.
-
-    fp32 is full float32: on CUDA, TF32 in cuDNN would cost three digits.
-    """
+    """As `Network.compute`; a model that is no `I3D` has logits alone."""
     autocast = torch.autocast(
         clips.device.type, dtype=AUTOCAST.get(precision), enabled=precision != "fp32"
     )
-    cudnn = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with torch.inference_mode(), cudnn, autocast:
+    with torch.inference_mode(), full_float32(), autocast:
         if endpoint == "logits":
             return model(clips).float()
         assert isinstance(model, I3D)
@@ -143,6 +140,35 @@ def compute(
         if endpoint == "steps":
             return model.features(clips).transpose(1, 2).float()  # (B, C, T') -> (B, T', C)
         return model.endpoints(clips, [endpoint])[endpoint].float()
+
+
+@contextmanager
+def full_float32(*, benchmark: bool | None = None) -> Iterator[None]:
+    """In here float32 is float32, whatever the user allows PyTorch elsewhere.
+
+    TF32 in cuDNN's convolutions, which PyTorch allows by itself, costs three digits; bfloat16 in
+    oneDNN's products more. (No product of ours goes to cuBLAS.)
+
+    Args:
+        benchmark: whether cuDNN tries which kernels are the fastest; None: as it is.
+    """
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    with ExitStack() as before:
+
+        def change(owner: Any, name: str, value: Any) -> None:
+            before.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+
+        # All that was not set by itself inherits this; to set that as well could not be undone:
+        # cuDNN's own default, TF32 where nothing else is said, has no name.
+        before.enter_context(torch.backends.flags(fp32_precision="ieee"))
+        for owner in (cudnn, cudnn.conv, mkldnn.conv, mkldnn.matmul):
+            if owner.fp32_precision in ("tf32", "bf16"):
+                change(owner, "fp32_precision", "ieee")
+        if benchmark is not None:
+            change(cudnn, "benchmark", benchmark)
+        yield
 
 
 def load_network(
