@@ -7,26 +7,23 @@ it, in the same run, the rates of a large copy and of a large float32 product of
 what the work's bytes and operations are held against.
 """
 
-import ctypes
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import common
 import numpy as np
 import torch
 
+from i3d.errors import I3DError
 from i3d.flow import TVL1, gpu, optical_flow
 
 PAIRS = 1024
 ROUNDS = 5
 SLOTS = (16, 32, 64, 128, 256, 512)
 TILINGS = (
-    gpu.LARGE,
-    replace(gpu.LARGE, pass_iterations=3),
-    replace(gpu.LARGE, pass_iterations=5),
-    replace(gpu.LARGE, pass_iterations=6),
-    replace(gpu.LARGE, rows=10),
-    gpu.SMALL,
-    replace(gpu.SMALL, blocks=3),
+    *gpu.TILINGS,
+    *(gpu.Tiling(pass_iterations=iterations) for iterations in (3, 5, 6)),
+    *(gpu.Tiling(rows=rows) for rows in (9, 10, 11)),
+    gpu.Tiling(rows=8, blocks=3),
 )
 INSTRUCTIONS = 135  # of one pixel's iteration, in the loop that the compiler makes for sm_90
 READ_FLOATS, WRITTEN_FLOATS = 9, 6  # of a pixel in a pass: u, p, IX, IY, RHO; u, p
@@ -111,25 +108,30 @@ def batch_of(clips):
 
 
 def kernels_of(tiling):
-    major, minor = torch.cuda.get_device_capability()
-    code = gpu.compile_kernels(f"sm_{major}{minor}", tiling)
-    torch.zeros(1, device="cuda")
-    return gpu.Kernels(code, ctypes.CDLL("libcuda.so.1"), tiling)
+    """None for a tiling that needs more shared memory than the GPU has."""
+    with gpu.open_driver(torch.cuda.current_device()) as driver:
+        architecture, _ = gpu.describe_gpu(driver)
+        try:
+            return gpu.Kernels(gpu.compile_kernels(architecture, tiling), driver, tiling)
+        except I3DError as error:
+            print(f"{tiling}: {error}")
+            return None
 
 
-def speed(frames, pairs, tiling, slots):
+def speed(frames, pairs, kernels, slots=None):
     height, width = frames.shape[1:]
     solver = gpu.BatchSolver(
         height,
         width,
         TVL1(),
         torch.device("cuda"),
-        kernels=kernels_of(tiling),
+        kernels=kernels,
         slots=slots,
         most_frames=max(len(frames), PAIRS),
     )
-    record = {"tiling": asdict(tiling), "slots": solver.slots}
-    record["pairs_per_second"] = PAIRS / seconds_of(lambda: solver.flow(frames, pairs))
+    pairs = pairs[: solver.most_frames]
+    record = {"tiling": asdict(kernels.tiling), "slots": solver.slots}
+    record["pairs_per_second"] = len(pairs) / seconds_of(lambda: solver.flow(frames, pairs))
     work = count_work(solver, frames, pairs[:64])
     return record | {f"{key}_per_pair": value for key, value in work.items()}
 
@@ -150,8 +152,9 @@ def run(args, clips):
         f"float32 {limits['float32_operations_per_second'] / 1e12:.1f} TFLOP/s"
     )
     frames, pairs = batch_of(clips())
-    speeds = [speed(frames, pairs, gpu.LARGE, slots) for slots in SLOTS]
-    speeds += [speed(frames, pairs, tiling, None) for tiling in TILINGS]
+    chosen = gpu.load_kernels(torch.cuda.current_device())
+    speeds = [speed(frames, pairs, chosen, slots) for slots in SLOTS]
+    speeds += [speed(frames, pairs, k) for k in map(kernels_of, TILINGS) if k is not None]
     for s in speeds:
         rate = s["pairs_per_second"]
         # a product's float32 operations are two for each instruction

@@ -71,7 +71,8 @@ def stream_flow(
     """The flows of `optical_flow` one after another, each float32 (H, W, 2).
 
     frames      any iterable of uint8 (H, W, 3) RGB or (H, W) gray, all of one size. No more than
-                2 * threads + 1 of them are read ahead, 257 on a GPU. Fewer than two give no flow.
+                2 * threads + 1 of them are read ahead, 257 on a GPU or fewer if they are large.
+                Fewer than two give no flow.
     """
     check_device(device)
     if threads < 1:

@@ -12,7 +12,7 @@ import torch
 from i3d.flow import gpu
 from i3d.flow.tvl1 import TVL1
 
-STREAM_FRAMES = 257  # read ahead when flow is streamed: ten seconds
+STREAM_FRAMES = 257  # read ahead when flow is streamed: ten seconds; fewer of large frames
 SIZES_KEPT = 4  # solvers, whose memory is kept for the next video of that size
 
 
@@ -32,17 +32,24 @@ def stream_batches(
 ) -> Iterator[np.ndarray]:
     """Flows float32 (H, W, 2) between neighbours of any number of gray frames uint8 (H, W)."""
     solver: gpu.BatchSolver | None = None
-    waiting: list[np.ndarray] = []
+    for group in _read_ahead(frames):
+        if solver is None:  # opened only now, so that it takes the memory of the frames there are
+            height, width = group[0].shape
+            solver = open_solver(height, width, parameters, device, len(group))
+        for start in range(0, len(group) - 1, solver.most_frames - 1):
+            yield from _flow(solver, group[start : start + solver.most_frames])
+
+
+def _read_ahead(frames: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Groups of two frames or more; the last of one is the first of the next."""
+    group: list[np.ndarray] = []
     for frame in frames:
-        if solver is None:
-            height, width = frame.shape
-            solver = open_solver(height, width, parameters, device, STREAM_FRAMES)
-        waiting.append(frame)
-        if len(waiting) == solver.most_frames:
-            yield from _flow(solver, waiting)
-            waiting = waiting[-1:]
-    if solver is not None:
-        yield from _flow(solver, waiting)
+        group.append(frame)
+        if len(group) == min(STREAM_FRAMES, gpu.batch_frames(*frame.shape)):
+            yield group
+            group = group[-1:]
+    if len(group) > 1:
+        yield group
 
 
 def _flow(solver: gpu.BatchSolver, frames: list[np.ndarray]) -> np.ndarray:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,10 @@ STEPS = 16  # between two looks at whether all pairs are done
 PIXELS_AT_WORK = 128 * 256 * 340  # in all slots together: several times what the GPU holds at once
 MOST_SLOTS = 512
 PIXELS_OF_FRAMES = 1025 * 256 * 340  # in one batch: four videos of ten seconds
+MOST_FRAMES = 65_535  # in one batch: a launch has no more blocks along its second axis
 MEMORY_SHARE = 0.5  # of what is free on the GPU, for one solver
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,31 @@ class Tiling:
         return 1 + max(0, math.ceil((length - tile) / step))
 
 
-LARGE = Tiling()  # data-centre GPUs: 102 KiB of shared memory a block
-SMALL = Tiling(rows=8)  # 70 KiB, for GPUs whose blocks get no more than 99
+# From the largest, which computes least in its halo, to the smallest; `choose_tiling` says whose.
+TILINGS = (
+    Tiling(),  # 102 KiB of shared memory a block
+    Tiling(rows=8),  # 70
+    Tiling(rows=7),  # 62
+    Tiling(rows=5),  # 46
+)
+RESERVED_BYTES = 1024  # of shared memory, which the driver takes for each block
+
+
+def choose_tiling(block_bytes: int, multiprocessor_bytes: int) -> Tiling | None:
+    """The first tiling of which two blocks fit a multiprocessor, else the first of which one does.
+
+    Args:
+        block_bytes: shared memory that the GPU gives one block at most.
+        multiprocessor_bytes: shared memory of a multiprocessor.
+
+    Returns:
+        None where no tiling fits.
+    """
+    fitting = [tiling for tiling in TILINGS if tiling.shared_bytes <= block_bytes]
+    for tiling in fitting:
+        if tiling.blocks * (tiling.shared_bytes + RESERVED_BYTES) <= multiprocessor_bytes:
+            return tiling
+    return replace(fitting[0], blocks=1) if fitting else None
 
 
 # --- what the kernels are passed, field for field as in tvl1.cu ----------------------------------
@@ -115,6 +143,9 @@ class _PairJob(ctypes.Structure):
 # Attributes of a function, as the driver numbers them: a block's shared memory, and how much of the
 # memory that it shares with the first-level cache is to be shared memory, so that two blocks fit.
 MOST_SHARED_BYTES, SHARED_PERCENT = 8, 9
+# Attributes of a GPU: its compute capability, and the shared memory of a multiprocessor and of a
+# block that asks for more than the usual 48 KiB.
+MAJOR, MINOR, MULTIPROCESSOR_BYTES, BLOCK_BYTES = 75, 76, 81, 97
 SLOT_INTS = 10  # of struct Slot
 COUNTER_INTS = 3  # of struct Counters: pairs, next, done
 DONE = 2
@@ -141,15 +172,16 @@ class Kernels:
             *[ctypes.c_void_p] * 3,
         ]
         module = ctypes.c_void_p()
-        self._check(driver.cuModuleLoadData(ctypes.byref(module), code))
+        _check(driver, driver.cuModuleLoadData(ctypes.byref(module), code))
         self._functions = {}
         for name in ("shrink", "differentiate", "step", "advance"):
             function = ctypes.c_void_p()
-            self._check(driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
+            pointer = ctypes.byref(function)
+            _check(driver, driver.cuModuleGetFunction(pointer, module, name.encode()))
             self._functions[name] = function
         for attribute, value in ((MOST_SHARED_BYTES, tiling.shared_bytes), (SHARED_PERCENT, 100)):
             step = self._functions["step"]
-            self._check(driver.cuFuncSetAttribute(step, attribute, value))
+            _check(driver, driver.cuFuncSetAttribute(step, attribute, value))
 
     def launch(
         self,
@@ -165,14 +197,8 @@ class Kernels:
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(job))
         function = self._functions[name]
         size = (*grid, 1, threads, 1, 1, shared_bytes)
-        self._check(self._driver.cuLaunchKernel(function, *size, stream, arguments, None))
-
-    def _check(self, status: int) -> None:
-        if status != 0:
-            text = ctypes.c_char_p()
-            self._driver.cuGetErrorString(status, ctypes.byref(text))
-            reason = text.value.decode() if text.value else f"error {status}"
-            raise I3DError(f"the GPU's driver refuses the flow kernels: {reason}")
+        status = self._driver.cuLaunchKernel(function, *size, stream, arguments, None)
+        _check(self._driver, status)
 
 
 @functools.cache
@@ -180,16 +206,60 @@ def load_kernels(device_index: int) -> Kernels:
     """Compile for a GPU and load; once in a process, about a second.
 
     Raises:
-        UsageError: no compiler.
+        UsageError: no compiler, or a GPU that has too little shared memory.
         I3DError: the driver refuses.
     """
-    properties = torch.cuda.get_device_properties(device_index)
-    room = getattr(properties, "shared_memory_per_block_optin", 0)
-    tiling = LARGE if room >= LARGE.shared_bytes else SMALL
-    code = compile_kernels(f"sm_{properties.major}{properties.minor}", tiling)
+    with open_driver(device_index) as driver:
+        architecture, tiling = describe_gpu(driver)
+        return Kernels(compile_kernels(architecture, tiling), driver, tiling)
+
+
+@contextmanager
+def open_driver(device_index: int) -> Iterator[Any]:
+    """The CUDA driver's library, with PyTorch's context of a GPU as the current one."""
     with torch.cuda.device(device_index):
-        torch.zeros(1, device="cuda")  # makes PyTorch's context, which the module is loaded into
-        return Kernels(code, ctypes.CDLL("libcuda.so.1"), tiling)
+        torch.zeros(1, device="cuda")  # makes the context
+        yield ctypes.CDLL("libcuda.so.1")
+
+
+def describe_gpu(driver: Any) -> tuple[str, Tiling]:
+    """The current GPU's architecture such as ``sm_90``, and its tiling.
+
+    Raises:
+        UsageError: no tiling fits into its shared memory.
+    """
+    gpu = ctypes.c_int()
+    _check(driver, driver.cuCtxGetDevice(ctypes.byref(gpu)))
+
+    def ask(attribute: int) -> int:
+        value = ctypes.c_int()
+        _check(driver, driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, gpu))
+        return value.value
+
+    architecture = f"sm_{ask(MAJOR)}{ask(MINOR)}"
+    block, multiprocessor = ask(BLOCK_BYTES), ask(MULTIPROCESSOR_BYTES)
+    tiling = choose_tiling(block, multiprocessor)
+    if tiling is None:
+        least = min(tiling.shared_bytes for tiling in TILINGS)
+        raise UsageError(
+            f"flow needs {least / 1024:.0f} KiB of shared memory in a block, and this GPU "
+            f"({architecture}) gives {block / 1024:.0f}; use device='cpu'"
+        )
+    LOG.debug(
+        "%s with %d KiB of shared memory a multiprocessor and %d a block: "
+        "tiles of %dx%d pixels in %d KiB, %d on a multiprocessor",
+        *(architecture, multiprocessor // 1024, block // 1024),
+        *(tiling.tile_width, tiling.tile_height, tiling.shared_bytes // 1024, tiling.blocks),
+    )
+    return architecture, tiling
+
+
+def _check(driver: Any, status: int) -> None:
+    if status != 0:
+        text = ctypes.c_char_p()
+        driver.cuGetErrorString(status, ctypes.byref(text))
+        reason = text.value.decode() if text.value else f"error {status}"
+        raise I3DError(f"the GPU's driver refuses the flow kernels: {reason}")
 
 
 def compile_kernels(architecture: str, tiling: Tiling) -> bytes:
@@ -251,7 +321,8 @@ def load_compiler() -> Any:
 class BatchSolver:
     """Flow between many pairs of frames of one size.
 
-    The memory for it is taken once. A pair's flow is the same bits whichever pairs are beside it.
+    The memory for it is taken once: no more than `MEMORY_SHARE` of what is free. A pair's flow is
+    the same bits whichever pairs are beside it.
 
     Args:
         height: pixels of a frame.
@@ -259,9 +330,16 @@ class BatchSolver:
         parameters: the algorithm's.
         device: a GPU; in tests a CPU whose ``kernels`` stand in for it.
         kernels: what to launch; default: those of the GPU.
-        slots: pairs at work at the same time; default: as many as keep a large GPU busy.
-        most_frames: number in one batch; default: about a thousand at 340x256, less where memory
-            is short.
+        slots: pairs at work at the same time, at most; default: as many as keep a large GPU busy.
+        most_frames: number in one batch, at most; default: `batch_frames`.
+
+    Attributes:
+        slots: pairs at work at the same time.
+        most_frames: number in one batch, at least 2; fewer than asked for where memory is short.
+
+    Raises:
+        UsageError: no compiler, or a GPU that has too little shared memory.
+        I3DError: the driver refuses, or two frames do not fit into the memory.
     """
 
     def __init__(
@@ -286,8 +364,9 @@ class BatchSolver:
         scales = self._scales(sizes, strides)
         self._frame_taps = scales[-1].taps + _taps_size(*sizes[-1])
         self._most_tiles = max(scale.tiles for scale in scales)
-        self.slots = slots or min(MOST_SLOTS, max(1, PIXELS_AT_WORK // (height * width)))
-        self.most_frames = most_frames or self._frames_that_fit()
+        slots = slots or min(MOST_SLOTS, max(1, PIXELS_AT_WORK // (height * width)))
+        frames = min(most_frames or MOST_FRAMES, batch_frames(height, width))
+        self.slots, self.most_frames = self._fit(min(slots, frames), frames)
 
         def memory(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.zeros(shape, dtype=kind, device=device)
@@ -356,20 +435,22 @@ class BatchSolver:
             taps += _taps_size(height, width)
         return scales
 
-    def _frames_that_fit(self) -> int:
-        wanted = max(2, PIXELS_OF_FRAMES // (self.height * self.width))
-        if self.device.type != "cuda":
-            return wanted
-        free, _ = torch.cuda.mem_get_info(self.device)
-        for_slots = self.slots * 4 * (2 * 2 + 2 * 4 + 3) * self._plane
-        frame = 16 * self._frame_taps + 9 * self.height * self.width
-        fitting = int((free * MEMORY_SHARE - for_slots) // frame)
-        if fitting < 2:
+    def _fit(self, slots: int, frames: int) -> tuple[int, int]:
+        """So many slots and frames, or as many of them as there is memory for."""
+        iterations = self.kernels.tiling.pass_iterations
+        slot_bytes = 4 * ((2 * 2 + 2 * 4 + 3) * self._plane + iterations * self._most_tiles)
+        # taps; the gray frame; a pair of numbers and the flow
+        frame_bytes = 16 * self._frame_taps + self.height * self.width * (1 + 8) + 8
+        room = MEMORY_SHARE * free_bytes(self.device)
+        slots = int(max(1, min(slots, room / 2 // slot_bytes)))
+        frames = int(min(frames, (room - slots * slot_bytes) // frame_bytes))
+        if frames < 2:
             raise I3DError(
-                f"flow at {self.width}x{self.height} needs {(for_slots + 2 * frame) / 1e9:.1f} GB "
-                f"of GPU memory, {free * MEMORY_SHARE / 1e9:.1f} may be used; compute it on the CPU"
+                f"flow at {self.width}x{self.height} needs "
+                f"{(slot_bytes + 2 * frame_bytes) / 1e9:.1f} GB of GPU memory, and "
+                f"{room / 1e9:.1f} GB, half of what is free, may be used; use device='cpu'"
             )
-        return min(wanted, fitting)
+        return slots, frames
 
     def _make_job(self) -> _PairJob:
         parameters = self.parameters
@@ -414,12 +495,15 @@ class BatchSolver:
             "advance", self._job, (self.slots, 1), threads=threads, shared_bytes=shared_bytes
         )
 
-    def _launch_steps(self) -> None:
+    def _launch_step(self) -> None:
         tiling = self.kernels.tiling
         threads, shared_bytes = tiling.threads, tiling.shared_bytes
         grid = (self._most_tiles, self.slots)
+        self.kernels.launch("step", self._job, grid, threads=threads, shared_bytes=shared_bytes)
+
+    def _launch_steps(self) -> None:
         for _ in range(STEPS):
-            self.kernels.launch("step", self._job, grid, threads=threads, shared_bytes=shared_bytes)
+            self._launch_step()
             self._launch_advance()
 
     def _run(self, pairs: int) -> None:
@@ -434,7 +518,10 @@ class BatchSolver:
         if self._graph is None:
             self._launch_steps()  # loads the kernels, which capturing does not allow
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # A stream of this GPU: PyTorch's own is of the one where it was first asked for. And
+            # other threads may go on, e.g. to pin memory, which a global capture forbids.
+            stream = torch.cuda.Stream(self.device)
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._launch_steps()
         # The counters are read one round late, so that the GPU never waits for the host.
         seen = [torch.empty(COUNTER_INTS, dtype=torch.int32).pin_memory() for _ in range(2)]
@@ -455,6 +542,19 @@ class BatchSolver:
         passes = -(-p.inner_iterations // self.kernels.tiling.pass_iterations)
         steps = len(self._sizes) * p.warps * (2 + p.outer_iterations * (1 + passes)) + 1
         return math.ceil(steps / STEPS) * (pairs // self.slots + 2)
+
+
+def batch_frames(height: int, width: int) -> int:
+    """The most frames of a size that are worth having in one batch, at least 2."""
+    return max(2, min(MOST_FRAMES, PIXELS_OF_FRAMES // (height * width)))
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory of a GPU that nobody uses, what PyTorch keeps for later included."""
+    if device.type != "cuda":
+        return math.inf
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _index(device: torch.device) -> int:

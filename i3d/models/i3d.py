@@ -104,6 +104,21 @@ class BatchNorm(nn.BatchNorm3d):
         self.reset_running_stats()
         nn.init.zeros_(self.bias)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W), normalised by the batch's statistics in training, else the moving ones.
+
+        A scale of ones takes the missing one's place, for the same bits: without any, the CUDA
+        kernel for channels last returns a gradient of the offset that has no elements.
+        """
+        if self.training:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+        mean, variance, ones = self.running_mean, self.running_var, torch.ones_like(self.bias)
+        assert self.momentum is not None
+        return F.batch_norm(
+            x, mean, variance, ones, self.bias, self.training, self.momentum, self.eps
+        )
+
 
 class Unit3D(nn.Module):
     """Convolution with SAME padding, BatchNorm, ReLU: (B, in, T, H, W) -> (B, out, T', H', W')."""

@@ -1,7 +1,8 @@
 """A checkpoint's name or file -> a network on a device at a precision, fed batch by batch."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -43,6 +44,10 @@ class UsedCheckpoint:
 def choose_device(device: str, world: World = World()) -> str:
     """``"cpu"`` or ``"cuda:N"`` for ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
+    A GPU becomes PyTorch's current one. Jobs call this before all else: what comes first to CUDA,
+    be it page-locked memory or a look at the free memory, opens a context on the current GPU, which
+    of all processes of a node would be the first.
+
     Args:
         device: as the user said it.
         world: its number on its node makes ``cuda`` this process's own GPU; where there are fewer
@@ -60,10 +65,12 @@ def choose_device(device: str, world: World = World()) -> str:
     count = torch.cuda.device_count()
     number = device.removeprefix("cuda").removeprefix(":")
     if device in ("auto", "cuda"):
-        return f"cuda:{world.local_rank % count}"
+        number = str(world.local_rank % count)
     if not number.isdecimal() or int(number) >= count:
         raise UsageError(f"device {device!r}: there are cuda:0 to cuda:{count - 1}")
-    return f"cuda:{number}"
+    chosen = f"cuda:{number}"
+    torch.cuda.set_device(chosen)
+    return chosen
 
 
 def device_name(device: str) -> str:
@@ -96,8 +103,6 @@ class Network:
         released: str = "",
     ) -> None:
         reuse_freed_memory()
-        if device.startswith("cuda"):
-            torch.cuda.set_device(device)
         self.model, self.used, self.own_bn_eps = model.to(device), used, own_bn_eps
         self.device, self.precision, self.released = device, precision, released
 
@@ -122,15 +127,11 @@ def compute(
     endpoint: str = "logits",
     precision: Precision = "fp32",
 ) -> torch.Tensor:
-    """As `Network.compute`; a model that is no `I3D` has logits alone.
-
-    fp32 is full float32: on CUDA, TF32 in cuDNN would cost three digits.
-    """
+    """As `Network.compute`; a model that is no `I3D` has logits alone."""
     autocast = torch.autocast(
         clips.device.type, dtype=AUTOCAST.get(precision), enabled=precision != "fp32"
     )
-    cudnn = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with torch.inference_mode(), cudnn, autocast:
+    with torch.inference_mode(), full_float32(), autocast:
         if endpoint == "logits":
             return model(clips).float()
         assert isinstance(model, I3D)
@@ -139,6 +140,35 @@ def compute(
         if endpoint == "steps":
             return model.features(clips).transpose(1, 2).float()  # (B, C, T') -> (B, T', C)
         return model.endpoints(clips, [endpoint])[endpoint].float()
+
+
+@contextmanager
+def full_float32(*, benchmark: bool | None = None) -> Iterator[None]:
+    """In here float32 is float32, whatever the user allows PyTorch elsewhere.
+
+    TF32 in cuDNN's convolutions, which PyTorch allows by itself, costs three digits; bfloat16 in
+    oneDNN's products more. (No product of ours goes to cuBLAS.)
+
+    Args:
+        benchmark: whether cuDNN tries which kernels are the fastest; None: as it is.
+    """
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    with ExitStack() as before:
+
+        def change(owner: Any, name: str, value: Any) -> None:
+            before.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+
+        # All that was not set by itself inherits this; to set that as well could not be undone:
+        # cuDNN's own default, TF32 where nothing else is said, has no name.
+        before.enter_context(torch.backends.flags(fp32_precision="ieee"))
+        for owner in (cudnn, cudnn.conv, mkldnn.conv, mkldnn.matmul):
+            if owner.fp32_precision in ("tf32", "bf16"):
+                change(owner, "fp32_precision", "ieee")
+        if benchmark is not None:
+            change(cudnn, "benchmark", benchmark)
+        yield
 
 
 def load_network(

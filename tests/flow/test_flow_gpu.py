@@ -4,7 +4,11 @@ With I3D_REQUIRE_GPU=1 the tests that need a GPU fail where there is none, inste
 """
 
 import ctypes
+import logging
 import os
+import re
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -64,8 +68,9 @@ def test_kernels_give_the_cpus_bits(kernels, height, width):
     assert np.abs(flow[0] - opencv_flow(frames[0], frames[1])).mean() < 0.05
 
 
-def test_the_tiles_of_large_gpus_give_the_same_bits(tmp_path):
-    kernels = gpu_stand_in.build(tmp_path, gpu.LARGE)
+@pytest.mark.parametrize("tiling", gpu.TILINGS, ids=lambda tiling: f"{tiling.rows} rows")
+def test_the_tiles_of_every_gpu_give_the_same_bits(tmp_path, tiling):
+    kernels = gpu_stand_in.build(tmp_path, tiling)
     if kernels is None:
         pytest.skip("no C++ compiler (g++ or clang++)")
     frames = moving_frames(57, 70)[:2]
@@ -147,20 +152,216 @@ def test_structs_are_laid_out_alike(kernels):
     assert tuple(sizes) == ours
 
 
-@pytest.mark.parametrize("tiling", [gpu.LARGE, gpu.SMALL])
-def test_kernels_compile_for_a_gpu(tiling):
+# --- which tiling ---------------------------------------------------------------------------------
+
+# Compute capability, KiB of shared memory for a block and for a multiprocessor (CUDA programming
+# guide, "Compute Capabilities"); rows of the tiling, and its blocks on a multiprocessor.
+GPUS = [
+    (75, 64, 64, 7, 1),
+    (80, 163, 164, 8, 2),
+    (86, 99, 100, 5, 2),
+    (87, 163, 164, 8, 2),
+    (89, 99, 100, 5, 2),
+    (90, 227, 228, 12, 2),
+    (100, 227, 228, 12, 2),
+    (120, 99, 100, 5, 2),
+]
+
+
+@pytest.fixture
+def driver(kernels, monkeypatch):
+    """The stand-in for the driver, as the driver of the GPU that a test makes it."""
+    stand_in = kernels.stand_in
+    monkeypatch.setattr(gpu, "open_driver", lambda index: nullcontext(stand_in))
+    monkeypatch.setattr(gpu, "compile_kernels", lambda architecture, tiling: b"")
+    gpu.load_kernels.cache_clear()
+    yield stand_in
+    gpu.load_kernels.cache_clear()
+    stand_in.be_gpu(90, 227 * 1024, 228 * 1024)
+
+
+@pytest.mark.parametrize(("capability", "block", "multiprocessor", "rows", "blocks"), GPUS)
+def test_every_gpu_takes_the_tiling_that_fits_it(
+    driver, caplog, capability, block, multiprocessor, rows, blocks
+):
+    """The stand-in refuses more shared memory than the GPU gives a block, as the driver does."""
+    driver.be_gpu(capability, block * 1024, multiprocessor * 1024)
+    with caplog.at_level(logging.DEBUG, "i3d.flow.gpu"):
+        tiling = gpu.load_kernels(0).tiling
+    assert (tiling.rows, tiling.blocks) == (rows, blocks)
+    # 1 KiB of a block's shared memory is the system's, from capability 8.0 on
+    needed = blocks * (tiling.shared_bytes + (1024 if capability >= 80 else 0))
+    assert needed <= multiprocessor * 1024
+    line = f"sm_{capability} with {multiprocessor} KiB .* 64x{4 * rows} pixels .*, {blocks} on a"
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+    assert re.search(line, caplog.text)
+
+
+def test_a_gpu_with_too_little_shared_memory_is_said_clearly(driver):
+    driver.be_gpu(30, 45 * 1024, 48 * 1024)
+    with pytest.raises(UsageError, match=r"46 KiB .*this GPU \(sm_30\) gives 45; use device='cpu'"):
+        gpu.load_kernels(0)
+
+
+@pytest.mark.parametrize("capability", [capability for capability, *_ in GPUS])
+def test_kernels_compile_for_a_gpu(capability):
     try:
         gpu.load_compiler()
     except UsageError as error:
         pytest.skip(str(error))
-    assert gpu.compile_kernels("sm_90", tiling)[:4] == b"\x7fELF"
+    _, block, multiprocessor, *_ = next(known for known in GPUS if known[0] == capability)
+    tiling = gpu.choose_tiling(block * 1024, multiprocessor * 1024)
+    assert gpu.compile_kernels(f"sm_{capability}", tiling)[:4] == b"\x7fELF"
 
 
-def test_shared_memory_is_what_gpus_have():
-    """KiB that a block may ask for: 227 on Hopper, of 228 for two; 163 on A100; 99 elsewhere."""
-    assert 2 * (gpu.LARGE.shared_bytes + 1024) <= 228 * 1024
-    assert gpu.LARGE.shared_bytes <= 163 * 1024
-    assert gpu.SMALL.shared_bytes <= 99 * 1024
+# --- how much memory ------------------------------------------------------------------------------
+
+
+def solver_on_paper(monkeypatch, height, width, *, free, slots=None, most_frames=None):
+    """A solver whose tensors have no memory, and the bytes that they would take."""
+    monkeypatch.setattr(gpu, "free_bytes", lambda device: free)
+    solver = gpu.BatchSolver(
+        height,
+        width,
+        TVL1(),
+        torch.device("meta"),
+        kernels=SimpleNamespace(tiling=gpu.TILINGS[0]),
+        slots=slots,
+        most_frames=most_frames,
+    )
+    tensors = [value for value in vars(solver).values() if isinstance(value, torch.Tensor)]
+    return solver, sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "two", "stream"),
+    # GB for two frames, and for as many as a long video is streamed by
+    [(256, 340, 0.03, 2.0), (1080, 1920, 0.6, 6.0), (2160, 3840, 1.5, 6.0)],
+)
+def test_memory_follows_the_frames_there_are(monkeypatch, height, width, two, stream):
+    solver, size = solver_on_paper(monkeypatch, height, width, free=140e9, most_frames=2)
+    assert solver.most_frames == 2
+    assert size < two * 1e9
+    asked = min(batch.STREAM_FRAMES, gpu.batch_frames(height, width))
+    solver, size = solver_on_paper(monkeypatch, height, width, free=140e9, most_frames=asked)
+    assert solver.most_frames == asked
+    assert size < stream * 1e9
+
+
+@pytest.mark.parametrize("free", [1.5e9, 3e9, 6e9, 24e9])
+@pytest.mark.parametrize(("height", "width"), [(256, 340), (1080, 1920)])
+def test_memory_is_half_of_what_is_free_at_most(monkeypatch, height, width, free):
+    for most_frames in (2, 257, None):
+        solver, size = solver_on_paper(
+            monkeypatch, height, width, free=free, most_frames=most_frames
+        )
+        assert solver.most_frames >= 2
+        assert solver.slots >= 1
+        assert size <= free / 2 + 1e4  # but for the tables of the scales
+
+
+def test_what_pytorch_keeps_for_later_is_free(monkeypatch):
+    """A solver that was there before has left its memory to PyTorch."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
+    assert gpu.free_bytes(torch.device("cuda", 1)) == 50
+
+
+def test_many_tiny_frames_fit_a_launch(monkeypatch):
+    solver, _ = solver_on_paper(monkeypatch, 16, 16, free=140e9)
+    assert solver.most_frames == 65_535  # blocks along a grid's second axis (programming guide)
+
+
+def test_frames_that_do_not_fit_are_said_clearly(monkeypatch):
+    with pytest.raises(I3DError, match=r"7680x4320 needs 5\.\d GB .* 2\.0 GB, half .*'cpu'"):
+        solver_on_paper(monkeypatch, 4320, 7680, free=4e9)
+
+
+# --- several GPUs ---------------------------------------------------------------------------------
+
+
+class Cuda:
+    """The part of torch.cuda that a solver uses, on the CPU, where work belongs to a GPU's context.
+
+    Work that is captured is kept, and done at each replay. A launch in a stream of another GPU than
+    the kernels' fails, as it does there.
+    """
+
+    def __init__(self, monkeypatch):
+        self.streams = [SimpleNamespace(device_index=0, cuda_stream=None)]
+        self.captured, self.modes = None, []
+        stand_in = self
+
+        class Graph:
+            def __init__(self):
+                self.work = []
+
+            def capture_begin(self, *, capture_error_mode, **_):
+                stand_in.modes.append(capture_error_mode)
+                stand_in.captured = self.work
+
+            def capture_end(self):
+                stand_in.captured = None
+
+            def replay(self):
+                for launch in self.work:
+                    launch()
+
+        fakes = {
+            "is_available": lambda: True,
+            "current_stream": lambda: self.streams[-1],
+            "Stream": self.make_stream,
+            "stream": self.enter,
+            "device": lambda device: self.enter(self.make_stream(device)),
+            "synchronize": lambda: None,
+            "empty_cache": lambda: None,
+            "CUDAGraph": Graph,
+            "Event": lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+        monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", None)
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+
+    def make_stream(self, device=None):
+        index = self.streams[-1].device_index if device is None else torch.device(device).index
+        return SimpleNamespace(device_index=index, cuda_stream=None)
+
+    @contextmanager
+    def enter(self, stream):
+        self.streams.append(stream)
+        yield
+        self.streams.pop()
+
+    def solver(self, kernels, index):
+        """A solver on the CPU that believes to be on a GPU, whose kernels are of its context."""
+
+        def launch(name, job, grid, **how):
+            assert self.streams[-1].device_index == index, "a launch in another GPU's context"
+            if self.captured is None:
+                kernels.launch(name, job, grid, **how)
+            else:
+                self.captured.append(lambda: kernels.launch(name, job, grid, **how))
+
+        own = SimpleNamespace(tiling=kernels.tiling, launch=launch)
+        solver = gpu.BatchSolver(24, 40, TVL1(), CPU, kernels=own, slots=2, most_frames=3)
+        solver.device = torch.device("cuda", index)
+        return solver
+
+
+def test_each_gpu_captures_in_a_stream_of_its_own(kernels, monkeypatch):
+    """PyTorch's graphs have one stream, of the GPU where the first was captured."""
+    frames = moving_frames(24, 40)
+    expected = optical_flow(frames)
+    cuda = Cuda(monkeypatch)
+    for index in (0, 1, 0):
+        solver = cuda.solver(kernels, index)
+        for _ in range(2):  # captured, and replayed
+            flow = solver.flow(frames, [(0, 1), (1, 2)])
+            np.testing.assert_array_equal(flow, expected)
+    assert cuda.modes == ["thread_local"] * 3
 
 
 # --- plain PyTorch --------------------------------------------------------------------------------
@@ -230,6 +431,29 @@ def test_streaming_in_batches(plain_on_cpu):
         list(
             stream_flow([np.zeros((32, 32), np.uint8), np.zeros((32, 33), np.uint8)], device="cuda")
         )
+
+
+@pytest.mark.parametrize("fitting", [2, 3, 100])
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 7, 8, 12])
+def test_a_stream_takes_the_memory_of_the_frames_there_are(monkeypatch, length, fitting):
+    """Where 4 frames are read ahead, and ``fitting`` fit into the GPU: every pair, once."""
+    asked = []
+
+    class Solver:
+        def __init__(self, height, width, parameters, device, most_frames):
+            asked.append(most_frames)
+            self.most_frames = min(most_frames, fitting)
+
+        def flow(self, gray, pairs):
+            assert len(gray) <= self.most_frames
+            return torch.stack([torch.from_numpy(gray[list(pair), 0, 0]) for pair in pairs])
+
+    monkeypatch.setattr(batch, "open_solver", Solver)
+    monkeypatch.setattr(batch, "STREAM_FRAMES", 4)
+    frames = [np.full((16, 16), number, np.uint8) for number in range(length)]
+    found = batch.stream_batches(frames, device="cuda", parameters=TVL1())
+    assert [tuple(pair) for pair in found] == [(i, i + 1) for i in range(length - 1)]
+    assert asked == ([min(length, 4)] if length > 1 else [])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

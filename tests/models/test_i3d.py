@@ -1,14 +1,18 @@
 """The network against the original TensorFlow graph, and what a caller can rely on."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from support.bundles import small_model
 from support.golden import golden
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from i3d.errors import I3DError
 from i3d.models import i3d as i3d_module
-from i3d.models.i3d import ENDPOINTS, I3D, TABLE
+from i3d.models.i3d import ENDPOINTS, I3D, TABLE, BatchNorm
 
 GOLDEN = [
     ("rgb400", "rgb16a"),
@@ -147,6 +151,82 @@ def test_batch_norm_trains_as_the_originals():
     x = torch.nn.functional.conv3d(pads, model.Conv3d_1a_7x7.conv.weight, stride=2)
     expected = 0.001 * x.mean((0, 2, 3, 4))  # decay 0.999 from 0
     torch.testing.assert_close(norm.running_mean, expected, atol=1e-6, rtol=1e-4)
+
+
+class CudaBatchNorm(TorchDispatchMode):
+    """What PyTorch's CUDA kernel for channels last does where BatchNorm has no scale.
+
+    Of ``batch_norm_backward_reduce_cuda_channels_last_template`` (aten/native/cuda): where the
+    weight is not defined, the gradients of weight and bias have no elements.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.native_batch_norm_backward.default:
+            self.calls += 1
+            if args[2] is None:
+                empty = args[1].new_empty(0)
+                return result[0], empty, empty
+        return result
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_offset_learns_with_cudas_batch_norm(training):
+    model = I3D(num_classes=3, width=0.125).train(training)
+    clip = torch.randn(2, 3, 9, 32, 32).contiguous(memory_format=torch.channels_last_3d)
+    with CudaBatchNorm() as cuda:
+        model(clip).square().sum().backward()
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    assert cuda.calls == len(norms) == 57
+    assert all(norm.bias.grad.shape == norm.bias.shape for norm in norms)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_batch_norm_has_the_bits_of_one_without_a_scale(training, layout, dtype):
+    """Forward, gradients and statistics; bfloat16 as autocast has it, with float32 parameters."""
+    torch.manual_seed(0)
+    channels = 20  # not a multiple of a vector's width
+    norm = BatchNorm(channels).train(training)
+    if dtype == torch.float64:
+        norm.double()
+    norm.bias.data.normal_()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.1, 3)
+    mean, variance = norm.running_mean.clone(), norm.running_var.clone()
+    bias = norm.bias.detach().clone().requires_grad_()
+    x = torch.randn(2, channels, 5, 7, 6, dtype=dtype).contiguous(memory_format=layout)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    factors = torch.randn_like(x)
+    found = norm(ours)
+    expected = F.batch_norm(theirs, mean, variance, None, bias, training, norm.momentum, norm.eps)
+    (found * factors).sum().backward()
+    (expected * factors).sum().backward()
+    assert torch.equal(found, expected)
+    assert torch.equal(ours.grad, theirs.grad)
+    assert torch.equal(norm.bias.grad, bias.grad)
+    assert torch.equal(norm.running_mean, mean)
+    assert torch.equal(norm.running_var, variance)
+    assert int(norm.num_batches_tracked) == training
+
+
+def test_batch_norm_keeps_nothing_of_a_scale():
+    """In no checkpoint, no optimizer and no copy; and compiled it gives the same bits."""
+    norm = BatchNorm(3).train()
+    assert list(dict(norm.named_parameters())) == ["bias"]
+    assert list(norm.state_dict()) == ["bias", *dict(norm.named_buffers())]
+    assert list(dict(norm.named_buffers())) == [
+        *("running_mean", "running_var", "num_batches_tracked"),
+    ]
+    x = torch.randn(2, 3, 4, 5, 5)
+    expected = copy.deepcopy(norm)(x)
+    assert torch.equal(torch.compile(copy.deepcopy(norm), backend="eager")(x), expected)
+    assert norm.double()(x.double()).dtype == torch.float64
 
 
 def test_dropout_acts_in_training_alone():

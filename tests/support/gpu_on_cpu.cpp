@@ -137,11 +137,29 @@ extern "C" int cuModuleGetFunction(void** function, void*, const char* name)
     return 500;  // CUDA_ERROR_NOT_FOUND
 }
 
+// The GPU that this is: an H100, until be_gpu says otherwise.
+static int capability = 90, block_bytes = 227 * 1024, multiprocessor_bytes = 228 * 1024;
+
+extern "C" int cuCtxGetDevice(int* device) { *device = 0; return 0; }
+
+extern "C" int cuDeviceGetAttribute(int* value, int attribute, int)
+{
+    switch (attribute) {
+        case 75: *value = capability / 10; return 0;      // COMPUTE_CAPABILITY_MAJOR
+        case 76: *value = capability % 10; return 0;      // COMPUTE_CAPABILITY_MINOR
+        case 81: *value = multiprocessor_bytes; return 0;  // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
+        case 97: *value = block_bytes; return 0;           // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    }
+    return 1;  // CUDA_ERROR_INVALID_VALUE
+}
+
 static size_t allowed_shared = 48 * 1024;
 
 extern "C" int cuFuncSetAttribute(void*, int attribute, int value)
 {
-    if (attribute == 8) allowed_shared = value;  // MAX_DYNAMIC_SHARED_SIZE_BYTES
+    if (attribute != 8) return 0;  // MAX_DYNAMIC_SHARED_SIZE_BYTES
+    if (value > block_bytes) return 1;
+    allowed_shared = value;
     return 0;
 }
 
@@ -169,6 +187,13 @@ extern "C" int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, 
 // --- what tests ask for besides ------------------------------------------------------------------
 
 extern "C" void run_backwards(int yes) { backwards = yes; }
+
+extern "C" void be_gpu(int its_capability, int its_block_bytes, int its_multiprocessor_bytes)
+{
+    capability = its_capability;
+    block_bytes = its_block_bytes;
+    multiprocessor_bytes = its_multiprocessor_bytes;
+}
 
 extern "C" void struct_sizes(int* sizes)
 {

@@ -161,10 +161,13 @@ def flow_videos(results: list[Result], *, device: str) -> list[Result]:
     Files: the encoded frames as they came; all flow as it is stored, uint8 (T-1, H, W, 2).
     """
     import numpy as np
+    import torch
 
     from i3d.clips import quantize_flow
     from i3d.flow.batch import flow_batches
 
+    if device != "cpu":  # which it is in tests
+        torch.cuda.set_device(device)  # first: what else comes to CUDA would take GPU 0
     videos = [result for result in results if result.files]
     gray = []
     for result in videos:

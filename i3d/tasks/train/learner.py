@@ -18,7 +18,7 @@ from i3d.data.reading.random_clips import keep_masks
 from i3d.models.format import Weights
 from i3d.models.memory import reuse_freed_memory
 from i3d.parallel.world import PATIENCE
-from i3d.tasks.network import AUTOCAST
+from i3d.tasks.network import AUTOCAST, full_float32
 from i3d.tasks.train.batch_norm import (
     set_statistics_momentum,
     statistics_momentum,
@@ -84,8 +84,6 @@ class Learner:
         options, device = plan.options, plan.device
         reuse_freed_memory()
         self.network = channels_last(start.network.to(device))
-        if device != "cpu":
-            torch.cuda.set_device(device)
         # Gradients travel between the devices, the little else through the CPU.
         self._cpu_group = self._gradient_group = None
         if plan.world.size > 1:
@@ -165,7 +163,8 @@ class Learner:
         losses, right, videos = [], [], []
         for micro in range(order.accumulate):
             epoch, batch = order.batch(step * order.accumulate + micro)
-            with self._kernels(), self._gradients_travel(micro == order.accumulate - 1):
+            travel = self._gradients_travel(micro == order.accumulate - 1)
+            with full_float32(benchmark=True), travel:
                 loss, correct = self._forward_and_backward(next(batches), epoch, batch)
             losses.append(loss)
             right.append(correct)
@@ -222,10 +221,6 @@ class Learner:
         if precision == "fp32":
             return nullcontext()
         return torch.autocast(self.plan.device.partition(":")[0], dtype=AUTOCAST[precision])
-
-    def _kernels(self) -> AbstractContextManager[Any]:
-        """cuDNN's fastest ones for these sizes; fp32 is full float32, as in evaluation."""
-        return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
 
     def _gradients_travel(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients of micro-batches but the last stay in their process."""
