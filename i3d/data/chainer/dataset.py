@@ -90,18 +90,26 @@ class ZipSample(Sample):
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a video is: its zip and entries in it, or a zip for each part."""
+    """Where a video is: entries ``start`` to ``stop`` of a zip's directory, or zips of its own.
+
+    Attributes:
+        zips: of rgb, flow_x and flow_y; of rgb alone where that zip has all of it.
+        number: k of ``sample_k`` in a zip of many.
+        start: see above.
+        stop: 0 for zips of its own.
+    """
 
     zips: Mapping[str, str]
     number: int = 0
     start: int = 0
     stop: int = 0
 
-    def find_pictures(self) -> PictureMembers:
+    def find_pictures(self, parts: Sequence[str]) -> PictureMembers:
         if self.stop:
-            return find_sample_pictures(self.zips["rgb"], self.start, self.stop, self.number)
-        found = {part: find_zip_pictures(zip_file) for part, zip_file in self.zips.items()}
-        return {part: found.get(part, ()) for parts in _PARTS.values() for part in parts}
+            return find_sample_pictures(
+                self.zips["rgb"], self.start, self.stop, number=self.number, parts=parts
+            )
+        return {p: find_zip_pictures(self.zips[p]) if p in self.zips else () for p in parts}
 
 
 class StoredZipVideo:
@@ -113,24 +121,24 @@ class StoredZipVideo:
 
     @cached_property
     def _pictures(self) -> PictureMembers:
+        parts = [part for s in dict.fromkeys(("rgb", *self._streams)) for part in _PARTS[s]]
         try:
-            pictures = self._place.find_pictures()
+            pictures = self._place.find_pictures(parts)
         except DatasetError as error:
             raise DatasetError(f"{self._where}: {error}") from error
         counts = {part: len(members) for part, members in pictures.items()}
-        frames, x, y = counts["rgb"], counts["flow_x"], counts["flow_y"]
-        if not frames:
+        if not counts["rgb"]:
             raise DatasetError(f"{self._where}: there are no RGB frames; {REMEDY}")
-        if x != y or ("flow" in self._streams and x != frames - 1):
+        if any(n != counts["rgb"] - 1 for part, n in counts.items() if part != "rgb"):
+            shown = ", ".join(f"{n} {part}" for part, n in counts.items())
             raise DatasetError(
-                f"{self._where}: {frames} frames, {x} flow_x and {y} flow_y; there must be one flow"
-                f" less than frames; {REMEDY}"
+                f"{self._where}: {shown}; there must be one flow less than frames; {REMEDY}"
             )
         return pictures
 
     @cached_property
     def info(self) -> ZipVideoInfo:
-        """How many pictures there are, and their size: that of the first frame.
+        """How many pictures there are of what is read, and their size: that of the first frame.
 
         Raises:
             DatasetError: damage.
@@ -142,7 +150,9 @@ class StoredZipVideo:
             raise DatasetError(f"{self._where}: frame 0 is no JPEG ({error}); {REMEDY}") from error
         if not 1 <= height * width <= _MAX_PIXELS:
             raise DatasetError(f"{self._where}: frames of {width}x{height} pixels; {REMEDY}")
-        lengths: dict[Stream, int] = {s: len(self._pictures[_PARTS[s][0]]) for s in STREAMS}
+        lengths: dict[Stream, int] = {
+            stream: len(self._pictures.get(_PARTS[stream][0], ())) for stream in STREAMS
+        }
         planned = self._planned
         return ZipVideoInfo(planned.key, planned.class_index, height, width, lengths)
 

@@ -188,8 +188,17 @@ def _read_label(location: str, member: Member | None, number: int) -> int:
 # --- the pictures of one video --------------------------------------------------------------------
 
 
-def find_sample_pictures(location: str, start: int, stop: int, number: int) -> PictureMembers:
+def find_sample_pictures(
+    location: str, start: int, stop: int, *, number: int, parts: Sequence[str]
+) -> PictureMembers:
     """The pictures of a sample, whose entries lie between two places of the zip's directory.
+
+    Args:
+        location: the zip.
+        start: where the entries begin.
+        stop: where they end.
+        number: k of ``sample_k``.
+        parts: which of rgb, flow_x and flow_y.
 
     Raises:
         DatasetError: damaged, or pictures are missing or there twice.
@@ -198,7 +207,7 @@ def find_sample_pictures(location: str, start: int, stop: int, number: int) -> P
     for entries, names in _read_names(location, start, stop, samples=True):
         for row in np.flatnonzero((names.sample == number) & (names.kind > _LABEL)):
             _put(found[KINDS[names.kind[row]]], int(names.frame[row]), entries.member(int(row)))
-    return {kind: _in_order(members, f"sample_{number}/{kind}") for kind, members in found.items()}
+    return {part: _in_order(found[part], f"sample_{number}/{part}") for part in parts}
 
 
 def find_zip_pictures(location: str) -> Sequence[Member]:

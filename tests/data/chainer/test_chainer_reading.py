@@ -123,7 +123,9 @@ def test_a_single_video_without_flow_is_its_own_fault(tmp_path, samples):
     dataset = open_precomputed(tmp_path)
     assert dataset.find_pictures("flow") == {"shard_0/sample_0": True, "shard_0/sample_1": False}
     dataset.read_sample("shard_0/sample_1", streams=("rgb",))
-    with pytest.raises(DatasetError, match="5 frames, 0 flow_x and 0 flow_y"):
+    with pytest.raises(
+        DatasetError, match="5 rgb, 0 flow_x, 0 flow_y; there must be one flow less"
+    ):
         dataset.read_sample("shard_0/sample_1")
 
 

@@ -80,6 +80,8 @@ def test_missing_pictures(tmp_path, sample, name):
     del contents[f"sample_0/{name}"]
     write(tmp_path, contents)
     refused(tmp_path, "sample_0")
+    if not name.startswith("rgb"):  # which does without
+        assert open_precomputed(tmp_path).read_sample("shard_0_0/sample_0", streams=["rgb"]).rgb
 
 
 def test_missing_labels(tmp_path, sample):
