@@ -533,16 +533,17 @@ def _infer_network(shapes: Mapping[str, Shape], name: str) -> tuple[Stream, int,
         raise CheckpointError(f"{name}: {logits[0]:,} classes (1 to {MAX_CLASSES:,} are possible)")
     # A layer of c channels has round(c * width): each gives bounds, the simplest fraction between
     # all of them is the width.
-    low, high = 0.0, MAX_WIDTH
-    for _, channels, shape in single:
-        low = max(low, (shape[0] - 0.5) / channels)
-        high = min(high, (shape[0] + 0.5) / channels)
+    low, widest = max(((shape[0] - 0.5) / channels, row) for row, channels, shape in single)
+    high, narrowest = min(((shape[0] + 0.5) / channels, row) for row, channels, shape in single)
+    low, high = max(low, 0.0), min(high, MAX_WIDTH)
     for denominator in range(1, 1025):
         numerator = max(1, math.ceil(low * denominator))
         if numerator <= high * denominator:
             return streams[first[1]], logits[0], numerator / denominator
+    outputs = {row: shape[0] for row, _, shape in single}
     raise CheckpointError(
-        f"{name}: the layers' channels fit no width of I3D ({first[0]} in the first convolution)"
+        f"{name}: the filters of {widest} and {narrowest} have {outputs[widest]} and "
+        f"{outputs[narrowest]} outputs, which fit no width of I3D up to {MAX_WIDTH:g}"
     )
 
 
