@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from i3d import files
-from i3d.errors import UsageError
+from i3d.errors import CheckpointError, I3DError, UsageError
 from i3d.models.foreign.readers import read_npz, read_state_dict, read_tensorflow
 from i3d.models.foreign.tf_bundle import find_prefix
 from i3d.models.format import BATCH_NORM_EPS, Weights, read_metadata, write_safetensors
@@ -110,6 +110,15 @@ def read_weights(location: files.Location, *, bn_eps: float | None = None) -> We
         CheckpointError: missing, damaged or of another network.
         UsageError: ``bn_eps`` for a format whose epsilon is known.
     """
+    try:
+        return _read_weights(location, bn_eps)
+    except MemoryError as error:
+        raise CheckpointError(
+            f"{os.fspath(location)}: not enough memory to read it; end other programs"
+        ) from error
+
+
+def _read_weights(location: files.Location, bn_eps: float | None) -> Weights:
     text = os.fspath(location)
     pretrained = files.join(text, "model.safetensors")
     if files.is_dir(text) and files.exists(pretrained):
@@ -141,9 +150,14 @@ def _read_safetensors(name: str, bn_eps: float | None) -> Weights:
         return read_state_dict(name, bn_eps=BATCH_NORM_EPS if bn_eps is None else bn_eps)
     if bn_eps is not None:
         raise UsageError(f"{name}: its own bn_eps is {own.bn_eps}; leave --bn-eps out")
-    weights = read_state_dict(name, bn_eps=own.bn_eps, width=own.width)
-    classes = weights.config.classes if own.classes is None else own.classes
-    return weights.with_config(classes=classes, preset=own.preset, source=own.source)
+    try:
+        weights = read_state_dict(name, bn_eps=own.bn_eps, width=own.width, origin=own.source)
+        classes = weights.config.classes if own.classes is None else own.classes
+        return weights.with_config(classes=classes, preset=own.preset)
+    except CheckpointError:
+        raise
+    except I3DError as error:  # a config that no network has
+        raise CheckpointError(f"{name}: its metadata: {error}; convert it again") from None
 
 
 def _find_released(location: str) -> Checkpoint | None:

@@ -14,6 +14,7 @@ actual size, BatchNorm with eps 1e-3 and without scale, and the released model's
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,13 @@ from torch import Tensor, nn
 from i3d.classes import class_list, known_name
 from i3d.errors import CheckpointError, I3DError
 from i3d.models.folded import FoldedUnit, NeighbourMax, is_plain_inference
-from i3d.models.format import BATCH_NORM_EPS, NetworkConfig, Weights, write_safetensors
+from i3d.models.format import (
+    BATCH_NORM_EPS,
+    NetworkConfig,
+    Weights,
+    read_parameters,
+    write_safetensors,
+)
 from i3d.models.padding import pad_same, same_pads
 from i3d.presets import KINETICS_I3D, MIN_FRAMES, STREAM_CHANNELS, Stream
 
@@ -467,6 +474,21 @@ class I3D(
     def _save_pretrained(self, save_directory: Path) -> None:
         # huggingface_hub's hook: write our metadata too, so that i3d.load reads the file as well.
         write_safetensors(self.weights(), save_directory / "model.safetensors")
+
+    @classmethod
+    def _load_as_safetensor(
+        cls, model: Any, model_file: str, map_location: str, strict: bool
+    ) -> Any:
+        # huggingface_hub's hook: its own keeps random numbers where the file lacks a tensor, and
+        # looks at no value.
+        model.load_state_dict(read_parameters(model_file, model.state_dict()))
+        return model.to(map_location).eval()
+
+    @classmethod
+    def _load_as_pickle(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
+        raise CheckpointError(
+            f"{model_file}: from_pretrained reads model.safetensors alone; i3d.load reads this file"
+        )
 
 
 def _initialise(module: nn.Module) -> None:

@@ -26,6 +26,7 @@ class Conversion:
     classes: str | None
     width: float
     bn_eps: float
+    source: str
     tensors: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -35,8 +36,10 @@ class Conversion:
     def __str__(self) -> str:
         named = f" ({self.classes})" if self.classes else ""
         width = "" if self.width == 1 else f", width {self.width:g}"
+        origin = f"; {self.source}" if self.source else ""
         return (
-            f"{self.checkpoint}: {self.stream} network, {self.num_classes} classes{named}{width}\n"
+            f"{self.checkpoint}: {self.stream} network, {self.num_classes} classes{named}{width}"
+            f"{origin}\n"
             f"{self.output}: written, {self.tensors} tensors"
         )
 
@@ -93,5 +96,6 @@ def convert(
         classes=known,
         width=config.width,
         bn_eps=config.bn_eps,
+        source=config.source,
         tensors=len(weights.tensors),
     )

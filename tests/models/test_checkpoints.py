@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support import bundles
@@ -15,7 +16,7 @@ from support.golden import shared
 from support.paths import ROOT
 
 import i3d
-from i3d.errors import UsageError
+from i3d.errors import CheckpointError, UsageError
 from i3d.models.checkpoints import (
     fingerprint,
     load,
@@ -80,6 +81,29 @@ def test_a_released_bundle_is_known_by_its_index(tmp_path, monkeypatch):
     assert weights.config.source == released.source
     write_safetensors(weights, tmp_path / "c.safetensors")
     assert i3d.load(tmp_path / "c.safetensors").source == released.source
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".npz", ".safetensors"])
+def test_where_the_memory_ends_the_file_is_named(tmp_path, monkeypatch, suffix):
+    """Python's own error says nothing."""
+    path = tmp_path / f"m{suffix}"
+    if suffix == ".pt":
+        torch.save(bundles.small_model().state_dict(), path)
+    elif suffix == ".npz":
+        with path.open("wb") as f:
+            write_npz(bundles.small_model().weights(), f)
+    else:
+        save(bundles.small_model(), path)
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", full)
+    monkeypatch.setattr(np.lib.format, "read_array", full)
+    monkeypatch.setattr("i3d.models.format.load_file", full)
+    with pytest.raises(CheckpointError) as caught:
+        read_weights(path)
+    assert str(caught.value) == f"{path}: not enough memory to read it; end other programs"
 
 
 def test_fingerprint_is_of_the_weights_and_not_of_the_file(tmp_path):

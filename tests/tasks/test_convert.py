@@ -68,6 +68,38 @@ def test_an_epsilon_that_no_network_has_is_refused(tmp_path, bn_eps):
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
+def test_another_epsilon_with_small_variances_is_the_same_network(tmp_path):
+    """Shifted by the epsilons' difference they would be negative, which no reader takes."""
+    model = bundles.small_model(bn_eps=1e-5)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor[::2] = torch.rand(len(tensor[::2])) * 1e-3
+            tensor[0] = 0
+        elif "1a_7x7.conv.weight" in name:
+            tensor *= 0.05  # as the weights of a layer with small variances are
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    convert(tmp_path / "a.pt", tmp_path / "b.npz", bn_eps=1e-5)
+    with np.load(tmp_path / "b.npz") as arrays:
+        variances = [arrays[key] for key in arrays.files if key.endswith("avg_var")]
+    assert min(v.min() for v in variances) == 0
+    clip = torch.rand(1, 3, 9, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.inference_mode():
+        expected = model(clip)
+        found = load(tmp_path / "b.npz", trainable=True).eval()(clip)
+    difference = float((found - expected).abs().max() / expected.std())
+    assert difference < 5e-5  # measured 9.3e-6
+
+
+def test_convert_says_what_it_made_float32(tmp_path):
+    state = {key: tensor.bfloat16() for key, tensor in bundles.small_model().state_dict().items()}
+    torch.save(state, tmp_path / "a.pt")
+    result = convert(tmp_path / "a.pt", tmp_path / "b.safetensors")
+    assert result.source == "PyTorch: i3d, converted from bfloat16"
+    first = str(result).splitlines()[0]
+    assert first.endswith(f"width 0.125; {result.source}")
+    assert load(tmp_path / "b.safetensors").source == result.source
+
+
 def test_convert_keeps_class_names(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("\n".join("abcdefg"))

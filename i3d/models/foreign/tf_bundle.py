@@ -356,6 +356,8 @@ def _entry(key: bytes, value: bytes) -> Entry:
         name = key.decode()
     except UnicodeDecodeError:
         raise _Malformed(f"variable name {key[:80]!r} is not UTF-8") from None
+    if not name.isprintable():
+        raise _Malformed(f"variable name {name[:80]!r} has characters that cannot be shown")
     dtype = shard = offset = size = 0
     crc32c: int | None = None
     shape: tuple[int, ...] = ()
@@ -453,7 +455,7 @@ def _read_shard(
 def _read_wanted(f: IO[bytes], entry: Entry, location: str) -> np.ndarray:
     if entry.dtype != "float32":
         raise CheckpointError(
-            f"{location}: {entry.name} is {entry.dtype}; I3D's variables are float32"
+            f"{location}: {entry.name} is {entry.dtype}; I3D's variables are float32: save it so"
         )
     data = f.read(entry.size)
     _check_crc(google_crc32c.value(data), entry, location)

@@ -217,11 +217,26 @@ def test_another_network_is_one_line(file):
         ({"conv2.bn.weight": torch.ones(3)}, r"conv2.bn.weight has shape \(3,\)"),
         ({"conv2.conv.weight": torch.full((8, 8, 1, 1), torch.inf)}, "not finite"),
         ({"fc.weight": torch.zeros(5, 128, 2)}, "not 3D|does not fit"),
+        ({"conv1.conv.weight": torch.zeros(8, 3, 7, 7, dtype=torch.complex64)}, "complex64"),
+        ({"conv1.conv.weight": torch.zeros(8, 3, 7, 7, dtype=torch.int8)}, "dtype int8"),
+        ({"conv2.bn.weight": torch.ones(8).to(torch.float8_e5m2)}, "float8_e5m2"),
     ],
 )
 def test_a_network_that_differs_is_refused(file, change, message):
     with pytest.raises(CheckpointError, match=message):
         inflate(file(googlenet() | change))
+
+
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_bfloat16_is_inflated_as_its_float32(file, stream):
+    rounded = {
+        key: t.bfloat16() if t.dtype.is_floating_point else t for key, t in googlenet().items()
+    }
+    found = inflate(file(rounded), stream=stream)
+    assert found.config.source.endswith("(torchvision's googlenet), converted from bfloat16")
+    wide = {key: t.float() if t.dtype.is_floating_point else t for key, t in rounded.items()}
+    for name, tensor in inflate(file(wide), stream=stream).tensors.items():
+        assert torch.equal(found.tensors[name], tensor), name
 
 
 def test_files_that_are_no_safetensors(tmp_path, file, monkeypatch):

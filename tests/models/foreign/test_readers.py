@@ -1,20 +1,30 @@
 """Checkpoints of other programs: the same logits, and hostile ones refused."""
 
 import io
+import json
+import os
 import pickle
 import re
 import resource
+import struct
+import subprocess
+import sys
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support import bundles
 from support.golden import golden, shared
+from support.paths import ROOT
 
 from i3d.errors import CheckpointError
 from i3d.models.checkpoints import build, load, read_weights
 from i3d.models.foreign.names import CHAINER
+from i3d.models.i3d import I3D
+from i3d.records import plain
 from i3d.tasks.convert import convert as convert_file
 
 CLIP = torch.rand(1, 3, 17, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -154,6 +164,24 @@ def npz(**changes) -> bytes:
     return buffer.getvalue()
 
 
+def npz_with(name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
+    """A right file with another member in the place of the first filter's."""
+    buffer = io.BytesIO(npz(**{W: None}))
+    with zipfile.ZipFile(buffer, "a", method) as archive:
+        archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def npy(header: bytes, version: bytes = b"\1\0", size: int | None = None) -> bytes:
+    """A .npy file of zeros whose header is this, and says it has that size."""
+    length = (len(header) if size is None else size).to_bytes(2 * version[0], "little")
+    return b"\x93NUMPY" + version + length + header + bytes(4 * 8 * 3 * 7**3)
+
+
+def npy_of(descr: str, shape: str = "(8, 3, 7, 7, 7)") -> bytes:
+    return npy(f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode())
+
+
 def npz_bomb() -> bytes:
     buffer = io.BytesIO(npz())
     with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as z, z.open("bomb.npy", "w") as f:
@@ -170,7 +198,8 @@ class Evil:
         return (open, ("/nonexistent-i3d-test/pwned", "w"))
 
 
-W = "conv3d_1a_7x7/conv3d/conv/W"
+UNIT = "conv3d_1a_7x7"
+W = f"{UNIT}/conv3d/conv/W"
 
 
 WRONG_NPZ = {
@@ -181,6 +210,26 @@ WRONG_NPZ = {
     "has dtype <U3": lambda: npz(**{W: np.array(["abc"])}),
     "does not fit": lambda: npz(**{"mixed_4b/branch_0_conv3d_0a_1x1/bn/beta": np.zeros(3, "f4")}),
     "unknown variables, bomb first": npz_bomb,
+    "W.npy' is compressed by BZIP2": lambda: npz_with(f"{W}.npy", npy_of("'<f4'"), 12),
+    "W.npy' is compressed by LZMA": lambda: npz_with(f"{W}.npy", npy_of("'<f4'"), 14),
+    "conv/W' is no array, whose name ends in .npy": lambda: npz_with(W, npy_of("'<f4'")),
+    "'a\\nb' is no array": lambda: npz_with("a\nb", b""),
+    "W is not a plain array (EOF": lambda: npz_with(f"{W}.npy", b""),
+    "W is not a plain array (('EOF": lambda: npz_with(f"{W}.npy", npy(b"{" * 9000)),
+    "W is not a plain array (malformed": lambda: npz_with(f"{W}.npy", npy_of("'<f4'", "(10**9,)")),
+    "W is not a plain array (EOF: reading array header": lambda: npz_with(
+        f"{W}.npy", npy(b" " * 9000, b"\2\0", size=(1 << 32) - 1)
+    ),
+    "W is not a plain array (not enough values": lambda: npz_with(f"{W}.npy", npy_of("[['a']]")),
+    "W has dtype [('a', '<f4')]": lambda: npz_with(f"{W}.npy", npy_of("[('a', '<f4')]")),
+    "W has dtype int32; save it as float32": lambda: npz_with(f"{W}.npy", npy_of("'<i4'")),
+    "bytes do not fit its shape (1,)": lambda: npz_with(f"{W}.npy", npy_of("'<f4'", "(1,)")),
+    "bn/N is -1, and no count": lambda: npz(**{f"{UNIT}/bn/N": np.array(-1)}),
+    "bn/N is nan, and no count": lambda: npz(**{f"{UNIT}/bn/N": np.array(np.nan)}),
+    "bn/N is 1e+30, and no count": lambda: npz(**{f"{UNIT}/bn/N": np.array(1e30)}),
+    "bn/avg_var holds a negative variance: 1 of 8, the first -0.25 at [2]": lambda: npz(
+        **{f"{UNIT}/bn/avg_var": np.eye(1, 8, 2, "f4")[0] * -0.25}
+    ),
 }
 
 
@@ -192,6 +241,7 @@ def test_a_wrong_npz_is_one_clear_error(tmp_path, words):
     with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
         read_weights(path)
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
 
 
@@ -377,3 +427,252 @@ def test_a_scale_is_checked_as_all_the_others(tmp_path, scale, words):
     torch.save(state, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=words):
         read_weights(tmp_path / "x.pt")
+
+
+def state_with(**changes) -> dict[str, object]:
+    return foreign_state(bundles.small_model(), "pytorch-i3d") | changes
+
+
+def refusal_of(path) -> str:
+    """The one line by which a file is refused, without warnings."""
+    with pytest.raises(CheckpointError) as caught:
+        read_weights(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.to(torch.float8_e4m3fn), "dtype float8_e4m3fn; save it as float32"),
+        (lambda w: w.to_sparse(), "dtype sparse float32"),
+        (lambda w: torch.eye(3).to_sparse_csr(), "dtype sparse float32"),
+        (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "dtype quantized qint8"),
+        (lambda w: w.to("meta"), "dtype meta float32, without content"),
+        (lambda w: torch.nested.nested_tensor([w[0], w[1]]), "dtype nested float32"),
+        (lambda w: w.to(torch.complex64), "dtype complex64"),
+        (lambda w: w.to(torch.complex32), "dtype complex32"),
+        (lambda w: w.int(), "dtype int32"),
+        (lambda w: w.bool(), "dtype bool"),
+        (lambda w: 1.5, "is no tensor, but of type float"),
+        (lambda w: None, "is no tensor, but of type NoneType"),
+        (lambda w: w.double() * 1e300, "8,232 of 8,232, the first"),
+    ],
+)
+def test_what_is_no_weight_is_named(tmp_path, change, words):
+    key = "Conv3d_1a_7x7.conv3d.weight"
+    state = state_with()
+    torch.save(state | {key: change(state[key])}, tmp_path / "x.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        message = refusal_of(tmp_path / "x.pt")
+    assert f"{key} " in message
+    assert words in message
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_floats_become_float32_and_the_source_says_so(tmp_path, dtype, suffix):
+    path = tmp_path / f"x{suffix}"
+    # Counters too: so it is where every tensor of a state dict is converted.
+    state = {key: tensor.to(dtype) for key, tensor in state_with().items()}
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    weights = read_weights(path)
+    name = str(dtype).removeprefix("torch.")
+    assert weights.config.source == f"PyTorch: pytorch-i3d, converted from {name}"
+    for key, tensor in bundles.small_model().state_dict().items():
+        if "num_batches" not in key:
+            assert weights.tensors[key].dtype == torch.float32
+            assert torch.equal(weights.tensors[key], tensor.to(dtype).float()), key
+
+
+def test_a_file_of_ours_in_bfloat16_is_not_the_network_that_its_source_names(tmp_path):
+    model = bundles.small_model(source="where it comes from")
+    state = {key: tensor.bfloat16() for key, tensor in model.state_dict().items()}
+    metadata = {"i3d": json.dumps(plain(model.config))}
+    save_file(state, tmp_path / "x.safetensors", metadata=metadata)
+    source = read_weights(tmp_path / "x.safetensors").config.source
+    assert source == "where it comes from, converted from bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (torch.tensor(torch.nan), "is nan, and no count of batches; leave it out, or set it to 0"),
+        (torch.tensor(torch.inf), "is inf, and no count"),
+        (torch.tensor(1e30), "is 1e+30, and no count"),
+        (torch.tensor(5.5), "is 5.5, and no count"),
+        (torch.tensor(-3), "is -3, and no count"),
+        (torch.tensor(1j), "has dtype complex64; save it as int64"),
+        (torch.tensor(True), "has dtype bool; save it as int64"),
+        (torch.ones(2), r"has shape (2,), which does not fit ()"),
+        (3, "is no tensor, but of type int"),
+    ],
+)
+def test_a_counter_counts(tmp_path, count, words):
+    key = "Conv3d_1a_7x7.bn.num_batches_tracked"
+    torch.save(state_with(**{key: count}), tmp_path / "x.pt")
+    assert f"{key} {words}" in refusal_of(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("factor", [1e300, -1e45])
+def test_a_scale_that_takes_weights_beyond_float32(tmp_path, factor):
+    key = "Conv3d_1a_7x7.bn.weight"
+    torch.save(
+        state_with(**{key: torch.full((8,), factor, dtype=torch.float64)}), tmp_path / "x.pt"
+    )
+    expected = f"{key} times conv.weight holds values that are not finite: 8,232 of 8,232, the"
+    assert expected in refusal_of(tmp_path / "x.pt")
+
+
+def test_the_first_wrong_value_is_named(tmp_path):
+    for key, index in (
+        ("Conv3d_1a_7x7.bn.weight", (3,)),
+        ("Mixed_3b.b1b.conv3d.weight", (2, 1, 0, 2, 1)),
+    ):
+        state = state_with()
+        state[key] = state[key].clone()
+        state[key][index] = torch.nan
+        torch.save(state, tmp_path / "x.pt")
+        place = ", ".join(map(str, index))
+        words = f": 1 of {state[key].numel():,}, the first nan at [{place}]; fetch it again"
+        assert f"{key} holds values that are not finite{words}" in refusal_of(tmp_path / "x.pt")
+
+
+def test_one_name_with_data_parallels_prefix_and_without(tmp_path):
+    key = "Conv3d_1a_7x7.conv3d.weight"
+    torch.save(state_with(**{f"module.{key}": torch.zeros(1)}), tmp_path / "x.pt")
+    assert f"{key} is there with module. and without" in refusal_of(tmp_path / "x.pt")
+
+
+def test_an_unknown_name_is_shown_on_one_line(tmp_path):
+    torch.save(state_with(**{"a\nb": torch.zeros(1)}), tmp_path / "x.pt")
+    assert r"unknown variables, 'a\nb' first" in refusal_of(tmp_path / "x.pt")
+
+
+def peak_memory(path) -> int:
+    """MiB that a process has while it fails to read a file, beyond what it has before."""
+    script = (
+        "import re, sys; from i3d.errors import CheckpointError\n"
+        "from i3d.models.checkpoints import read_weights\n"
+        "def peak():\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1]) >> 10\n"
+        "before = peak()\n"
+        "try: read_weights(sys.argv[1])\n"
+        "except CheckpointError: print(peak() - before)\n"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return int(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+
+
+def compressed(path, name: str, size: int) -> None:
+    """Add a member of zeros to an archive."""
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open(name, "w") as f,
+    ):
+        for _ in range(size >> 20):
+            f.write(bytes(1 << 20))
+
+
+def test_a_compressed_state_dict_takes_no_memory(tmp_path):
+    """torch.load alone would take the 256 MiB."""
+    torch.save(state_with(), tmp_path / "right.pt")
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(tmp_path / "right.pt") as right, zipfile.ZipFile(path, "w") as archive:
+        for member in right.infolist():
+            if not member.filename.endswith("/data/0"):
+                archive.writestr(member.filename, right.read(member))
+    compressed(path, "right/data/0", 256 << 20)
+    assert path.stat().st_size < 2 << 20
+    words = "not a PyTorch file of tensors alone (member 'right/data/0' is compressed by DEFLATE"
+    assert words in refusal_of(path)
+    assert peak_memory(path) < 100  # measured 0; torch.load alone: 256 and more
+
+
+def test_members_that_share_bytes_are_refused(tmp_path):
+    """A list of members may name one place again and again."""
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.zeros(1 << 18)}, path)
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        start, members = archive.start_dir, archive.infolist()
+    end = data.rindex(b"PK\6\6")
+    listed = data[start:end]
+    more = listed * 20  # with other names of the same length, so that none is there twice
+    parts = [
+        more[i * len(listed) :][: len(listed)].replace(b"x/", b"%c/" % (97 + i)) for i in range(20)
+    ]
+    directory = b"".join(parts)
+    count = 20 * len(members)
+    tail = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, len(directory), start, 0)
+    path.write_bytes(data[:start] + directory + tail)
+    assert re.search(r"members of [\d,]+ bytes in a file of", refusal_of(path))
+
+
+def test_a_pickle_of_before_pytorch_1_6_cannot_enlarge_its_storages(tmp_path):
+    """It says that a storage has 2^28 floats and a tensor one more, in 371 bytes."""
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.arange(4.0)}, path, _use_new_zipfile_serialization=False)
+    numel = struct.pack("<i", 1 << 28)
+    more = struct.pack("<i", (1 << 28) + 1)
+    data = path.read_bytes().replace(b"K\x04Nt", b"J" + numel + b"Nt")
+    path.write_bytes(data.replace(b"K\x00K\x04\x85", b"K\x00J" + more + b"\x85"))
+    assert "shape (268435457,) in a storage of 1,073,741,824 bytes" in refusal_of(path)
+    assert peak_memory(path) < 200  # measured 74; torch.load alone: 1,100
+
+
+def test_an_npz_of_more_than_a_network_needs_takes_no_memory(tmp_path):
+    """Its shapes fit one another: width 4, and classes whose filters alone have 0.8 GB."""
+    path = tmp_path / "x.npz"
+    with torch.device("meta"):
+        wide = {n: t.shape for n, t in I3D("rgb", 50_000, width=4.0).state_dict().items()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED):
+        pass
+    for name, shape in wide.items():
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+        )
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+            info = zipfile.ZipInfo(f"{CHAINER.key(name)}.npy")
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, header.getvalue())
+    declare_sizes(path, {f"{CHAINER.key(n)}.npy": 4 * int(np.prod(wide[n])) for n in wide})
+    words = "a network of width 4 with 50,000 classes has 1,6"
+    assert words in refusal_of(path)
+
+
+def declare_sizes(path, more: dict[str, int]) -> None:
+    """Let members declare that many bytes more than they have."""
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        at = archive.start_dir
+        for member in archive.infolist():
+            assert data[at : at + 4] == b"PK\1\2"
+            size = member.file_size + more[member.filename]
+            data[at + 24 : at + 28] = struct.pack("<I", size)
+            name, extra, comment = struct.unpack_from("<3H", data, at + 28)
+            at += 46 + name + extra + comment
+    path.write_bytes(data)
+
+
+def test_declared_sizes_are_not_trusted(tmp_path):
+    """A member that ends before its declared size, and one that goes on behind it."""
+    content = io.BytesIO()
+    np.save(content, bundles.small_model().state_dict()["Conv3d_1a_7x7.conv.weight"].numpy())
+    data = content.getvalue()
+    path = tmp_path / "x.npz"
+    for change in (-4, 200 << 20):
+        longer = data + bytes(max(change, 0)) if change > 0 else data[:change]
+        path.write_bytes(npz_with(f"{W}.npy", longer, zipfile.ZIP_DEFLATED))
+        with zipfile.ZipFile(path) as archive:
+            others = {m.filename: 0 for m in archive.infolist()}
+        declare_sizes(path, others | {f"{W}.npy": -change})
+        assert f"{W} is damaged" in refusal_of(path)
+        assert peak_memory(path) < 100  # measured 1; read at once: 404
