@@ -25,6 +25,7 @@ from i3d.records import pick, plain
 BATCH_NORM_EPS = 1e-3  # Sonnet's default; ports often have PyTorch's 1e-5 (docs/numerics.md)
 MAX_WIDTH = 4.0  # 800 MB of weights: what a checkpoint from outside can make us allocate
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
+MAX_DOWNLOAD_BYTES = 1 << 31  # read into memory from a URL; twice the widest network in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,7 @@ def read_metadata(location: files.Location) -> Metadata | None:
 
     Raises:
         CheckpointError: the header is damaged or holds values that no network has.
+        StorageError: the server or disk fails.
     """
     name = os.fspath(location)
     try:
@@ -133,10 +135,12 @@ def read_metadata(location: files.Location) -> Metadata | None:
         document = json.loads(header.get("__metadata__", {}).get("i3d", "{}"))
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such file") from None
+    except I3DError:
+        raise
     except (ValueError, AttributeError, RecursionError, OSError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{name}: not a readable safetensors file ({error})") from error
+        files.blame_storage(name, error)
+        reason = files.explain(error)
+        raise CheckpointError(f"{name}: not a readable safetensors file ({reason})") from error
     if not document:
         return None
     try:
@@ -158,25 +162,30 @@ def read_tensors(
 
     Args:
         location: path or URL.
-        max_bytes: a longer file is refused.
+        max_bytes: a longer file is refused; of a URL one over 2 GiB is, too.
 
     Raises:
         CheckpointError: missing, damaged or too long.
+        StorageError: the server or disk fails.
     """
     name = os.fspath(location)
     try:
         path = files.local_path(location)
         if path is not None and max_bytes is None:
+            files.check_regular(location)
             return load_file(path)
+        max_bytes = MAX_DOWNLOAD_BYTES if max_bytes is None else max_bytes
         with files.open_read(location) as f:
-            data = f.read() if max_bytes is None else f.read(max_bytes + 1)
-        if max_bytes is not None and len(data) > max_bytes:
+            data = f.read(max_bytes + 1)
+        if len(data) > max_bytes:
             raise CheckpointError(f"{name} has more than {max_bytes >> 20} MiB")
         return load_bytes(data)
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such file") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{name}: not a readable safetensors file ({error})") from error
+        files.blame_storage(name, error)
+        reason = files.explain(error)
+        raise CheckpointError(f"{name}: not a readable safetensors file ({reason})") from error
 
 
 def write_safetensors(weights: Weights, path: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from i3d import files
-from i3d.errors import CheckpointError
+from i3d.errors import CheckpointError, I3DError
 from i3d.models.foreign.names import CHAINER, STATE_DICTS, TENSORFLOW, Naming
 from i3d.models.foreign.tf_bundle import open_bundle
 from i3d.models.format import BATCH_NORM_EPS, MAX_WIDTH, NetworkConfig, Weights, read_tensors
@@ -181,7 +181,9 @@ def read_npz(location: files.Location) -> Weights:
         except FileNotFoundError:
             raise CheckpointError(f"{name}: no such file") from None
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            raise CheckpointError(f"{name}: not a readable .npz file ({error})") from error
+            files.blame_storage(name, error)
+            reason = files.explain(error)
+            raise CheckpointError(f"{name}: not a readable .npz file ({reason})") from error
 
         def load(wanted: set[str]) -> Iterator[tuple[str, np.ndarray]]:
             for key in wanted:
@@ -264,12 +266,13 @@ def _read_pickle(location: files.Location) -> dict[str, torch.Tensor]:
                 )
             f.seek(0)
             loaded = torch.load(f, map_location="cpu", weights_only=True)
-    except CheckpointError:
+    except I3DError:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such file") from None
     except Exception as error:  # torch.load raises what its parsers raise: a dozen types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        files.blame_storage(name, error)
+        reason = files.explain(error)
         raise CheckpointError(
             f"{name}: not a PyTorch file of tensors alone ({reason[:200]}); "
             "save model.state_dict() with torch.save"
