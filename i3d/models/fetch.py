@@ -12,7 +12,7 @@ import urllib3
 from i3d import files, web
 from i3d.console import progress_bar
 
-ATTEMPTS = 5  # in a row that bring next to nothing; one that advances may break as often as it likes
+ATTEMPTS = 5  # in a row that bring next to nothing; one that advances may break off for ever
 CHUNK_BYTES = 1 << 18
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
