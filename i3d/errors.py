@@ -11,7 +11,7 @@ _LOGIN = re.compile(r"(?<=://)[^\s/?#\"'<>]*@")
 # A parameter of a URL that signs it or lets its bearer in; ";" is the end of an HTML page's &amp;
 _SECRET = re.compile(
     r"""([?&;](?:[\w.~%-]{0,64}(?:signature|token|secret|passw|pwd|auth|credential|key|hmac|jwt|policy
-    |session)[\w.~%-]{0,64}|sig|hdnts|hdnea)=)[^&\#\s"'<>]+""",
+    |session)[\w.~%-]{0,64}|sig|hdnts|hdnea)=)[^&\#\s"'<>]*[^&\#\s"'<>:;,.)]""",
     re.IGNORECASE | re.VERBOSE,
 )
 

@@ -362,6 +362,7 @@ def test_hide_secrets():
     shown = "see https://***@h.org/x@y.mp4?sig=***&part=2#t, s3://b/k?X-Amz-Security-Token=***"
     hidden = "see https://u:p@ss@h.org/x@y.mp4?sig=a%2Fb&part=2#t, s3://b/k?X-Amz-Security-Token=q"
     assert hide_secrets(hidden) == shown
+    assert hide_secrets("no https://h/?sig=a:b=: HTTP 403") == "no https://h/?sig=***: HTTP 403"
     assert hide_secrets("a@b:c ~x?token=1") == "a@b:c ~x?token=1"  # no URL
     assert str(StorageError(hidden)) == shown
     page = 'href="http://h/?a=1&amp;signature=b">'
