@@ -20,7 +20,7 @@ from os import fspath
 from pathlib import Path, PurePosixPath
 
 from i3d import files
-from i3d.errors import DatasetError, StorageError
+from i3d.errors import DatasetError, I3DError
 from i3d.files import Location
 
 MAX_TEXT_BYTES = 1 << 28  # 256 MiB; the annotations of Kinetics-600's training set are 25 MB
@@ -286,19 +286,19 @@ def readable(location: str) -> Iterator[None]:
     """Turns what a file system raises into an error of ours: every remote one has its own.
 
     Raises:
-        StorageError: the disk or server fails.
+        StorageError: the disk or server fails (`files.blame_storage`).
         DatasetError: the file is not there, not a file, or may not be read.
+        UsageError: no such protocol, or its package is not installed.
     """
     try:
         yield
+    except I3DError:
+        raise
     except FileNotFoundError as e:
         raise DatasetError(f"cannot read {location}: no such file or folder") from e
-    except OSError as e:
-        if isinstance(e, IsADirectoryError | NotADirectoryError | PermissionError):
-            raise DatasetError(f"cannot read {location}: {e}") from e
-        raise StorageError(f"cannot read {location}: {e}") from e
     except Exception as e:
-        raise DatasetError(f"cannot read {location}: {e or type(e).__name__}") from e
+        files.blame_storage(location, e)
+        raise DatasetError(f"cannot read {location}: {files.explain(e)}") from e
 
 
 def read_lines(location: Location) -> list[str]:
@@ -309,6 +309,7 @@ def read_lines(location: Location) -> list[str]:
     Raises:
         DatasetError: a file that cannot be read, is no UTF-8 text or holds NUL bytes, is larger
             than 256 MiB or has a line of more than 8,192 characters.
+        StorageError: the disk or server fails.
     """
     name = fspath(location)
     with readable(name), files.open_read(name) as f:

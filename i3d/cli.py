@@ -15,7 +15,7 @@ import click
 from i3d.command import CONTEXT, command
 from i3d.data.videos import VideoSet
 from i3d.demo.options import DemoOptions
-from i3d.errors import I3DError, UsageError
+from i3d.errors import I3DError, UsageError, hide_secrets
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
 from i3d.tasks.features.options import FeatureCheckpoints, FeatureOptions
 from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, Changes, FvdOutputs, Measure
@@ -38,8 +38,10 @@ from i3d.version import VERSION
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit; ``--debug`` anywhere in it shows tracebacks."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
+    # What follows `--` are names, such as a file's called --debug.
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    debug = "--debug" in arguments[:end]
+    arguments = [a for a in arguments[:end] if a != "--debug"] + arguments[end:]
     try:
         code = cli.main(arguments, prog_name="i3d", standalone_mode=False)
     except click.ClickException as error:
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (I3DError, OSError) as error:
         if debug:
             raise
-        click.echo(f"i3d: {_message(error)}", err=True)
+        click.echo(f"i3d: {hide_secrets(_message(error))}", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except (KeyboardInterrupt, click.exceptions.Abort):  # click turns the one into the other
         click.echo("i3d: interrupted", err=True)

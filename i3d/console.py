@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from i3d import files
+from i3d.errors import hide_secrets
 
 LOG_SECONDS = 10.0
 
@@ -23,8 +24,9 @@ class Outcome(Protocol):
 
 
 def json_text(outcome: Outcome) -> str:
-    """A result as JSON, which knows neither NaN nor infinity."""
-    return json.dumps(outcome.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """A result as JSON, which knows neither NaN nor infinity; without the passwords of URLs."""
+    text = json.dumps(outcome.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    return f"{hide_secrets(text)}\n"
 
 
 def show(outcome: Outcome, *, as_json: bool, output: files.Location | None = None) -> None:
@@ -37,14 +39,14 @@ def show(outcome: Outcome, *, as_json: bool, output: files.Location | None = Non
         as_json: print JSON and nothing else.
         output: file for the JSON; path or URL.
     """
-    sys.stdout.write(json_text(outcome) if as_json else f"{outcome}\n")
+    sys.stdout.write(json_text(outcome) if as_json else hide_secrets(f"{outcome}\n"))
     if output is not None:
         files.write(output, json_text(outcome).encode())
 
 
 def say(line: str) -> None:
     """Tell the user something, on standard error."""
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{hide_secrets(line)}\n")
     sys.stderr.flush()
 
 

@@ -4,9 +4,30 @@ The command line prints them without a traceback. Each is also the built-in exce
 caller would expect, so ``except ValueError`` keeps working.
 """
 
+import re
+from typing import Any
+
+_LOGIN = re.compile(r"(?<=://)[^\s/?#\"'<>]*@")
+# A parameter of a URL that signs it or lets its bearer in; ";" is the end of an HTML page's &amp;
+_SECRET = re.compile(
+    r"""([?&;](?:[\w.~%-]{0,64}(?:signature|token|secret|passw|pwd|auth|credential|key|hmac|jwt|policy
+    |session)[\w.~%-]{0,64}|sig|hdnts|hdnea)=)[^&\#\s"'<>]*[^&\#\s"'<>:;,.)]""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def hide_secrets(text: str) -> str:
+    """A text in which every URL's user name, password, signature and token is ``***``."""
+    if "://" not in text:
+        return text
+    return _SECRET.sub(r"\1***", _LOGIN.sub("***@", text))
+
 
 class I3DError(ValueError):
-    """Base of every error that bad input can raise."""
+    """Base of every error that bad input can raise; its message holds no password of a URL."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*(hide_secrets(a) if isinstance(a, str) else a for a in arguments))
 
 
 class VideoError(I3DError):

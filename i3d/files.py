@@ -1,13 +1,15 @@
 """Paths and URLs alike: open for reading, and write so that nothing half-written is ever visible.
 
-Local files are opened directly; everything with a ``scheme://`` goes through fsspec
-(``hdfs://``, ``s3://``, ``gs://``, ``https://``, ``memory://``), in `remote`.
+Local files are opened directly; everything with a ``scheme://`` is opened by `remote`: ``https://``
+and whatever fsspec knows (``hdfs://``, ``s3://``, ``gs://``, ``memory://``).
 """
 
+import errno
 import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -16,9 +18,19 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from i3d import remote
+from i3d.errors import StorageError
 
 Location = remote.Location
-filesystem = remote.filesystem
+
+_SPECIAL = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+# Errors that tell of the file or its name, whatever the disk or server.
+_OF_THE_FILE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_OF_THE_NAME = frozenset({errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG})
 
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{12}\.tmp(?P<suffix>\.[^.]+)?")
 
@@ -33,7 +45,10 @@ def local_path(location: Location) -> Path | None:
     text = os.fspath(location)
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
-    return None if is_url(text) else Path(text).expanduser()
+    if is_url(text):
+        return None
+    # `~x.mp4` is a file's name, and no user's home folder
+    return Path(text).expanduser() if text == "~" or text.startswith("~/") else Path(text)
 
 
 def join(folder: Location, *parts: str) -> str:
@@ -61,14 +76,83 @@ def size(location: Location) -> int:
 
 def names_in(folder: Location) -> list[str]:
     """The sorted names (without the folder) of what is in a folder."""
+    return [name for name, _ in list_folder(folder)]
+
+
+def list_folder(folder: Location) -> list[tuple[str, bool]]:
+    """(name without the folder, whether it is a folder itself) of what is in a folder, sorted."""
     path = local_path(folder)
-    return remote.names_in(folder) if path is None else sorted(p.name for p in path.iterdir())
+    if path is None:
+        return remote.list_folder(folder)
+    with os.scandir(path) as entries:
+        return sorted((entry.name, _leads_to_folder(entry)) for entry in entries)
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def check_regular(location: Location) -> None:
+    """Refuse what is no file on a disk: a FIFO would wait for a writer, a device may never end.
+
+    Links are followed. A URL is left to its server.
+
+    Raises:
+        OSError: EINVAL, a FIFO, a socket or a device; EISDIR; ENOENT.
+    """
+    path = local_path(location)
+    if path is None:
+        return
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(location))
+    if kind != stat.S_IFREG:
+        what = _SPECIAL.get(kind, "something else")
+        raise OSError(errno.EINVAL, f"not a regular file ({what})", os.fspath(location))
 
 
 def open_read(location: Location) -> IO[bytes]:
-    """Open a file or URL for reading bytes; the result can seek."""
+    """Open a file or URL for reading bytes; the result can seek.
+
+    Raises:
+        OSError: as `check_regular`; the disk or server fails (`blame_storage`).
+        UsageError: no such protocol, or its package is not installed.
+    """
     path = local_path(location)
-    return remote.open_read(location) if path is None else path.open("rb")
+    if path is None:
+        return remote.open_read(location)
+    check_regular(location)
+    return path.open("rb")
+
+
+def explain(error: BaseException) -> str:
+    """The reason that an error gives, in one line, without its number and the file's name."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    line = reason or str(error).strip().partition("\n")[0] or type(error).__name__
+    return line[: remote.MAX_REASON_CHARS]
+
+
+def blame_storage(location: Location, error: BaseException) -> None:
+    """Raise a StorageError if an error is the server's or the disk's; else return.
+
+    Where a file is absent, no file or misnamed, the file is at fault. So is one on this machine
+    that may not be read; a server that refuses wants another password, and would refuse the next.
+
+    Args:
+        location: path or URL that was read.
+        error: whatever was raised; what is no OSError is never the storage's.
+    """
+    if not isinstance(error, OSError) or isinstance(error, _OF_THE_FILE):
+        return
+    local = local_path(location) is not None
+    if error.errno in _OF_THE_NAME or (local and isinstance(error, PermissionError)):
+        return
+    if local and error.errno is None:  # a parser's, which has never asked the disk
+        return
+    raise StorageError(f"cannot read {os.fspath(location)}: {explain(error)}") from error
 
 
 def read_range(location: Location, start: int, length: int) -> bytes:
@@ -78,7 +162,7 @@ def read_range(location: Location, start: int, length: int) -> bytes:
     path = local_path(location)
     if path is None:
         return remote.read_range(location, start, length)
-    with path.open("rb") as f:
+    with open_read(location) as f:
         f.seek(start)
         return f.read(length)
 
@@ -124,7 +208,10 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
     Raises:
         FileExistsError: there is a file, and ``replace`` is false.
+        OSError: there is a folder, or a device such as /dev/null, which is never replaced.
     """
+    with suppress(FileNotFoundError):
+        check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_temporary_name(path.name))
     try:

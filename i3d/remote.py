@@ -1,7 +1,8 @@
 """What is behind a URL: fsspec's file systems, the patience of HDFS and S3, whole uploads.
 
 `files` is the door to it, for paths and URLs alike. Every call asks fsspec for the file system
-object of its process and thread.
+object of its process and thread. Of http(s) URLs `web` takes care: fsspec's calls a file absent
+whatever the server answers.
 """
 
 import errno
@@ -13,12 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any, cast
 
-from i3d.errors import UsageError
+from i3d.copies import keep_copy
+from i3d.errors import UsageError, hide_secrets
 
 Location = str | os.PathLike[str]
 
+COPY_BYTES = 1 << 16  # read at a time
 MAX_REASON_CHARS = 300  # HDFS lists all that it knows of every DataNode
 
 # A file appears here as a whole or not at all. Elsewhere it is uploaded beside and renamed.
@@ -45,6 +49,15 @@ _IMPATIENT = {"dfs.client.failover.max.attempts": "2"}
 WRITE_AGAIN_SECONDS = (1, 10)
 
 _answered: set[tuple[int, str]] = set()  # (process, server)
+
+
+def _web(url: Location) -> ModuleType | None:
+    """The module for http(s) URLs, or None for another one."""
+    if not os.fspath(url).lower().startswith(("http://", "https://")):
+        return None
+    from i3d import web
+
+    return web
 
 
 def filesystem(url: Location) -> tuple[Any, str]:
@@ -142,57 +155,97 @@ def _plain_errors(doing: str = "") -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    line = hide_secrets(str(error).strip().partition("\n")[0]) or type(error).__name__
     return line if len(line) <= MAX_REASON_CHARS else f"{line[:MAX_REASON_CHARS]}..."
 
 
 def exists(url: Location) -> bool:
     """Whether a file or folder is there."""
+    if web := _web(url):
+        return bool(web.exists(os.fspath(url)))
     with _use(url) as (fs, name):
         return bool(fs.exists(name))
 
 
 def is_dir(url: Location) -> bool:
     """Whether it is a folder."""
+    if web := _web(url):
+        return bool(web.is_dir(os.fspath(url)))
     with _use(url, fresh=False) as (fs, name):
         return bool(fs.isdir(name))
 
 
 def size(url: Location) -> int:
     """Size of a file in bytes."""
+    if web := _web(url):
+        return int(web.size(os.fspath(url)))
     with _use(url) as (fs, name):
         return int(fs.size(name))
 
 
-def names_in(folder: Location) -> list[str]:
-    """The sorted names (without the folder) of what is in a folder."""
+def list_folder(folder: Location) -> list[tuple[str, bool]]:
+    """(name without the folder, whether it is a folder itself) of what is in a folder, sorted."""
+    if web := _web(folder):
+        return sorted(web.list_folder(os.fspath(folder)))
     with _use(folder) as (fs, name):
-        return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(name, detail=False))
+        return sorted(
+            (info["name"].rstrip("/").rpartition("/")[2], info["type"] == "directory")
+            for info in fs.ls(name, detail=True)
+            if info["name"].strip("/") != name.strip("/")  # S3 lists a folder's own marker
+        )
 
 
 def open_read(url: Location) -> IO[bytes]:
-    """Open for reading bytes; the result can seek."""
+    """Open for reading bytes; the result can seek, if need be in a copy (`keep_copy`)."""
+    if web := _web(url):
+        return cast(IO[bytes], web.open_read(os.fspath(url)))
     with _use(url, fresh=False) as (fs, name):
         file = fs.open(name, "rb")
-    return cast(IO[bytes], _HdfsFile(file) if fs.protocol in _HDFS else file)
+    if fs.protocol in _HDFS:
+        return cast(IO[bytes], _HdfsFile(file))
+    try:
+        file.seek(0, os.SEEK_END)
+        file.seek(0)
+    except (OSError, ValueError):
+        with file:
+            return keep_copy(_chunks(file), total=None, where=hide_secrets(os.fspath(url)))
+    return cast(IO[bytes], file)
+
+
+def _chunks(file: Any) -> Iterator[bytes]:
+    while True:
+        with _plain_errors():
+            data = bytes(file.read(COPY_BYTES))
+        if not data:
+            return
+        yield data
 
 
 def read_range(url: Location, start: int, length: int) -> bytes:
     """Bytes ``start`` to ``start + length`` of a file: one request. Fewer where the file ends."""
+    if web := _web(url):
+        return bytes(web.read_range(os.fspath(url), start, length))
     with _use(url, fresh=False) as (fs, name):
         return bytes(fs.cat_file(name, start=start, end=start + length))
 
 
 def remove(url: Location) -> None:
     """Remove a file if it is there."""
+    _refuse_to_write(url)
     with _use(url, f"cannot remove {url}: ") as (fs, name), suppress(FileNotFoundError):
         fs.rm_file(name)
 
 
 def remove_folder(folder: Location) -> None:
     """Remove a folder and all that is in it, if it is there."""
+    _refuse_to_write(folder)
     with _use(folder, f"cannot remove {folder}: ") as (fs, name), suppress(FileNotFoundError):
         fs.rm(name, recursive=True)
+
+
+def _refuse_to_write(url: Location) -> None:
+    if _web(url):
+        raise UsageError(f"{os.fspath(url)}: http(s) is for reading; write to a folder, S3 or HDFS")
 
 
 class _HdfsFile(io.RawIOBase):
@@ -248,7 +301,9 @@ def upload(local: Path, url: Location, *, beside: Callable[[str], str], replace:
     Raises:
         FileExistsError: there is one.
         OSError: the server's error.
+        UsageError: an http(s) URL.
     """
+    _refuse_to_write(url)
     with _use(url, f"cannot write {os.fspath(url)}: ", fresh=False) as (fs, name):
         for seconds in WRITE_AGAIN_SECONDS if fs.protocol in _HDFS else ():
             try:

@@ -21,7 +21,9 @@ ALLOWED = {
     "version": set(),
     "presets": GROUND,
     "records": GROUND,
-    "remote": GROUND,
+    "copies": GROUND,
+    "web": GROUND | {"copies"},
+    "remote": GROUND | {"copies", "web"},
     "files": GROUND | {"remote"},
     "command": GROUND,
     "console": GROUND | {"files"},
@@ -34,7 +36,7 @@ ALLOWED = {
     "report": GROUND | {"files"},
     "data": GROUND
     | {"records", "files", "presets", "classes", "parallel", "video", "flow", "clips"},
-    "models": GROUND | {"records", "files", "presets", "classes", "console"},
+    "models": GROUND | {"records", "files", "presets", "classes", "console", "web"},
 }
 BELOW = set(ALLOWED)
 # The rooms that join the others, from the lower to the upper; the package's own names are lazy.

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from i3d import files
+from i3d.classes import readable
 from i3d.errors import DatasetError, StorageError, UsageError
 
 SUFFIXES = (".npy", ".npz")
@@ -59,19 +60,23 @@ def open_arrays(location: files.Location) -> Iterator[Arrays]:
 
     Raises:
         DatasetError: no such file, a damaged one, or a pickle.
-        StorageError: it would fill the disk.
+        StorageError: it would fill the disk; the server or disk fails.
     """
     where = os.fspath(location)
-    if not files.exists(where):
-        raise DatasetError(f"{where}: no such file")
+    with readable(where):
+        if files.exists(where):
+            files.check_regular(where)
+        else:
+            raise DatasetError(f"{where}: no such file")
     with TemporaryDirectory(prefix="i3d-") as folder:
         suffix = where.rpartition(".")[2].lower()
         path = files.local_path(where)
         if path is None:
             path = Path(folder) / f"file.{suffix}"
-            _check_room(files.size(where), folder, where)
-            with files.open_read(where) as source, path.open("wb") as target:
-                shutil.copyfileobj(source, target)
+            with readable(where):
+                _check_room(files.size(where), folder, where)
+                with files.open_read(where) as source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target)
         paths = {"array": path} if suffix == "npy" else _unpack(path, Path(folder), where)
         yield Arrays(where, paths, {n: map_array(p, f"{where}: {n}") for n, p in paths.items()})
 

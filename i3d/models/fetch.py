@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import IO
 
 import requests
+import urllib3
 
-from i3d import files
+from i3d import files, web
 from i3d.console import progress_bar
 
-ATTEMPTS = 5  # in a row that bring no new byte; one that advances may break as often as it likes
-CONNECT_SECONDS = 10
-STALL_SECONDS = 30
+ATTEMPTS = 5  # in a row that bring next to nothing; one that advances may break off for ever
 CHUNK_BYTES = 1 << 18
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
@@ -43,7 +42,7 @@ def fetch(
         source: ``http(s)://`` URL, a URL that fsspec understands, or a local path.
         target: local path; nothing is done where it exists.
         max_bytes: a longer file is refused.
-        attempts: in a row that bring nothing new; default: `ATTEMPTS`.
+        attempts: in a row that bring next to nothing new; default: `ATTEMPTS`.
         title: text of the progress bar; None draws none.
 
     Raises:
@@ -62,8 +61,15 @@ def fetch(
                         bar.update(position, total=total)
                     os.fsync(out.fileno())
                 break
-            except (_BrokenError, requests.RequestException) as error:
-                idle_attempts = 0 if _size(part) > furthest else idle_attempts + 1
+            except (
+                _BrokenError,
+                requests.RequestException,
+                urllib3.exceptions.HTTPError,
+                TimeoutError,
+                ConnectionError,
+            ) as error:
+                advanced = _size(part) >= furthest + web.STALL_BYTES
+                idle_attempts = 0 if advanced else idle_attempts + 1
                 furthest = max(furthest, _size(part))
                 if idle_attempts >= (attempts or ATTEMPTS):
                     raise FetchError(f"{source}: {_reason(error)}") from error
@@ -96,12 +102,8 @@ def _copy_rest(source: str, out: IO[bytes], max_bytes: int) -> Iterator[tuple[in
 
 def _copy_http(source: str, out: IO[bytes], max_bytes: int) -> Iterator[tuple[int, int | None]]:
     have = out.tell()
-    headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with requests.get(
-        source, headers=headers, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS)
-    ) as response:
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with web.Session() as session, web.get(source, session, headers) as response:
         status = response.status_code
         if status == 416:
             out.truncate(0)  # what we have does not begin this file, or is all of it: start over
@@ -117,7 +119,7 @@ def _copy_http(source: str, out: IO[bytes], max_bytes: int) -> Iterator[tuple[in
         total = have + int(length) if length.isdecimal() else None
         if total is not None and total > max_bytes:
             raise FetchError(f"{source}: has {total:,} bytes, {max_bytes:,} were expected")
-        for chunk in response.iter_content(CHUNK_BYTES):
+        for chunk in web.read_chunks(response):
             have += len(chunk)
             if have > max_bytes:
                 raise FetchError(f"{source}: has more than the {max_bytes:,} bytes expected")
@@ -133,9 +135,10 @@ def _size(path: Path) -> int:
 
 def _reason(error: Exception) -> str:
     """One line: requests wraps the cause several layers deep."""
-    if isinstance(error, requests.ConnectTimeout | requests.ReadTimeout):
+    silent = requests.ConnectTimeout | requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError
+    if isinstance(error, silent):
         return "the server does not answer"
-    if isinstance(error, requests.ConnectionError):
+    if isinstance(error, requests.ConnectionError | urllib3.exceptions.HTTPError):
         return "no connection to the server"
     if isinstance(error, FileNotFoundError):
         return "no such file"

@@ -134,6 +134,7 @@ def read_metadata(location: files.Location) -> Metadata | None:
 
     Raises:
         CheckpointError: the header is damaged or holds values that no network has.
+        StorageError: the server or disk fails.
     """
     name = os.fspath(location)
     try:
@@ -148,8 +149,9 @@ def read_metadata(location: files.Location) -> Metadata | None:
     except I3DError:
         raise
     except (ValueError, AttributeError, RecursionError, OSError) as error:
+        files.blame_storage(name, error)
         raise CheckpointError(
-            f"{name}: not a readable safetensors file ({first_line(error)}); fetch it again"
+            f"{name}: not a readable safetensors file ({files.explain(error)}); fetch it again"
         ) from error
     if not document:
         return None
@@ -172,10 +174,11 @@ def read_tensors(
 
     Args:
         location: path or URL.
-        max_bytes: a longer file is refused.
+        max_bytes: a longer file is refused; of a URL one over 2 GiB is, too.
 
     Raises:
         CheckpointError: missing, damaged or too long.
+        StorageError: the server or disk fails.
     """
     name = os.fspath(location)
     try:
@@ -193,8 +196,9 @@ def read_tensors(
     except (I3DError, MemoryError):
         raise
     except Exception as error:  # an unknown dtype alone may raise one of three
+        files.blame_storage(name, error)
         raise CheckpointError(
-            f"{name}: not a readable safetensors file ({first_line(error)}); fetch it again"
+            f"{name}: not a readable safetensors file ({files.explain(error)}); fetch it again"
         ) from error
 
 
@@ -238,12 +242,6 @@ def _read_header(f: IO[bytes]) -> bytes:
     if size > MAX_HEADER_BYTES:
         raise ValueError(f"a header of {size:,} bytes, where {MAX_HEADER_BYTES:,} are read at most")
     return f.read(size)
-
-
-def first_line(error: Exception) -> str:
-    """What a parser of others says, on one line; its type's name where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def write_safetensors(weights: Weights, path: Path) -> None:

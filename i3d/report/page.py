@@ -17,6 +17,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from i3d import files
+from i3d.errors import hide_secrets
 
 SHARED = "i3d.report"  # the package of the frame and of the style sheet that all pages have
 
@@ -60,7 +61,7 @@ def write_html(
         **values,
     )
     # `replace`: a name of a JSON file can hold half a surrogate pair, which has no UTF-8
-    files.write(location, html.encode("utf-8", "replace"))
+    files.write(location, hide_secrets(html).encode("utf-8", "replace"))
 
 
 def _read(package: str, name: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from i3d import files
-from i3d.errors import CheckpointError, I3DError, UsageError
+from i3d.errors import CheckpointError, I3DError, UsageError, hide_secrets
 from i3d.models.checkpoints import build, fingerprint, load, read_weights, resolve
 from i3d.models.exported.runtimes import ExportedNetwork
 from i3d.models.format import BATCH_NORM_EPS, Weights
@@ -31,7 +31,7 @@ class UsedCheckpoint:
     """A network that made a result.
 
     Attributes:
-        name: as the user named it.
+        name: as the user named it; of a URL without its password.
         source: where its weights came from, in words; empty if it does not say.
         weights_sha256: hash of its arrays, whatever file format they came in.
     """
@@ -207,7 +207,7 @@ def load_network(
     own = weights.config.bn_eps
     if bn_eps is not None:
         weights = weights.with_config(bn_eps=bn_eps)
-    used = UsedCheckpoint(name, weights.config.source, fingerprint(weights))
+    used = UsedCheckpoint(hide_secrets(name), weights.config.source, fingerprint(weights))
     return Network(
         build(weights).fold(),
         used,

@@ -1,14 +1,11 @@
 """Path, URL, bytes or file object -> the bytes of a video, as FFmpeg reads them."""
 
-import errno
 import io
 import os
-import shutil
-import tempfile
 from typing import IO
 
 from i3d import files
-from i3d.errors import StorageError, UsageError, VideoError
+from i3d.errors import StorageError, UsageError, VideoError, hide_secrets
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
@@ -24,7 +21,7 @@ class SourceFile:
             open.
 
     Attributes:
-        label: the path, URL or a description of the object.
+        label: the path, the URL without its password, or a description of the object.
         size: bytes; None for what cannot seek.
     """
 
@@ -34,7 +31,7 @@ class SourceFile:
             self.label = f"<{len(source)} bytes>"
             self._file: IO[bytes] = io.BytesIO(source)
         elif isinstance(source, str | os.PathLike):
-            self.label = os.fspath(source)
+            self.label = hide_secrets(os.fspath(source))
             self._file = open_location(source)
         elif hasattr(source, "read"):
             name = getattr(source, "name", None)
@@ -63,7 +60,8 @@ class SourceFile:
             return int(self._file.seek(0, os.SEEK_END))
         except Exception as error:
             self.close()
-            raise VideoError(f"cannot read {self.label}: {error}") from error
+            files.blame_storage(self.label, error)
+            raise VideoError(f"cannot read {self.label}: {files.explain(error)}") from error
 
     def seekable(self) -> bool:
         """Whether the file can be read from any place."""
@@ -103,7 +101,7 @@ class SourceFile:
         if not isinstance(error, Exception):
             raise error
         if files.is_url(self.label):  # it was there when it was opened
-            raise StorageError(f"cannot read {self.label}: {error}") from error
+            raise StorageError(f"cannot read {self.label}: {files.explain(error)}") from error
         remedy = "; open the file in binary mode" if isinstance(error, TypeError) else ""
         raise VideoError(f"cannot read {self.label}: {error}{remedy}") from error
 
@@ -145,30 +143,19 @@ def open_location(location: files.Location) -> IO[bytes]:
     """Open a path or URL for reading and seeking.
 
     Raises:
-        VideoError: there is no such file, or it may not be read.
-        StorageError: a URL's server fails.
+        VideoError: there is no such file, or it is none, or it may not be read.
+        StorageError: the server or disk fails (`files.blame_storage`).
+        UsageError: a package for this kind of URL is not installed, which is no video's fault.
     """
     name = os.fspath(location)
     try:
-        file = files.open_read(location)
-        if not files.is_url(location):
-            return file
-        try:
-            file.seek(0, os.SEEK_END)
-            file.seek(0)
-            return file
-        except (OSError, ValueError):  # a server without byte ranges: keep a copy while it is read
-            with file:
-                copy = tempfile.TemporaryFile()  # noqa: SIM115 (its reader closes it)
-                shutil.copyfileobj(file, copy)
-            return copy
+        return files.open_read(location)
     except FileNotFoundError as error:
         raise VideoError(f"there is no file {name}") from error
     except IsADirectoryError as error:
         raise VideoError(f"{name} is a folder; give a video file") from error
     except Exception as error:  # fsspec's file systems raise errors of their own
-        outage = isinstance(error, OSError) and not isinstance(error, PermissionError)
-        odd_name = getattr(error, "errno", None) == errno.EINVAL
-        if files.is_url(name) and outage and not odd_name:
-            raise StorageError(f"cannot open {name}: {error or type(error).__name__}") from error
-        raise VideoError(f"cannot open {name}: {error or type(error).__name__}") from error
+        if isinstance(error, UsageError) and isinstance(error.__cause__, ImportError):
+            raise
+        files.blame_storage(location, error)
+        raise VideoError(f"cannot open {name}: {files.explain(error)}") from error

@@ -205,7 +205,7 @@ def test_without_a_network_the_error_says_what_to_put_where(released, cache, mon
 
 def test_a_server_that_stalls_is_given_up(released, cache, monkeypatch):
     monkeypatch.setattr(fetch, "ATTEMPTS", 2)
-    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr("i3d.web.STALL_SECONDS", 0.2)
     release = threading.Event()
 
     def stall(handler, data, offset):
@@ -223,7 +223,7 @@ def test_a_server_that_stalls_is_given_up(released, cache, monkeypatch):
 
 
 def test_a_slow_server_is_waited_for(released, cache, monkeypatch):
-    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr("i3d.web.STALL_SECONDS", 0.5)
 
     def slow(handler, data, offset):
         handler.send_response(200)

@@ -1,76 +1,78 @@
 """Where a video comes from: paths, servers, bytes, objects; whose fault it is when they fail."""
 
 import errno
-import http.server
 import io
+import os
 import signal
-import threading
+import sys
 
 import fsspec
 import numpy as np
 import pytest
 from support.videos import LEVELS, noise_images, video_bytes, which, write_video
+from support.web import WebServer
 
-from i3d import files
-from i3d.errors import StorageError, VideoError
+from i3d import files, web
+from i3d.errors import StorageError, UsageError, VideoError
 from i3d.video import read_video
 
 
-class RangeHandler(http.server.BaseHTTPRequestHandler):
-    """Serves one file's bytes; answers ranges if the server says so."""
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, *, body):
-        data = self.server.data
-        if self.path != "/v.mp4":
-            self.send_error(404)
-            return
-        wanted = self.headers.get("Range")
-        if wanted and self.server.ranges:
-            first, last = wanted.removeprefix("bytes=").split("-")
-            first = int(first)
-            last = min(int(last) if last else len(data) - 1, len(data) - 1)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
-            data = data[first : last + 1]
-        else:
-            self.send_response(200)
-        if self.server.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *arguments):
-        pass
+@pytest.mark.parametrize("ranges", [True, False])
+def test_http(ranges):
+    with WebServer() as server:
+        server.ranges = ranges
+        server.files["/v.mp4"] = data = video_bytes(60)
+        url = f"{server.url}/v.mp4"
+        np.testing.assert_array_equal(read_video(url), read_video(data))
+        np.testing.assert_array_equal(
+            read_video(url, start_seconds=1, end_seconds=1.4), read_video(data)[25:35]
+        )
+        with pytest.raises(VideoError, match=r"there is no file http.*missing\.mp4"):
+            read_video(url.replace("v.mp4", "missing.mp4"))
 
 
-@pytest.fixture(params=[True, False], ids=["ranges", "no ranges"])
-def server(request):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), RangeHandler) as server:
-        server.ranges = request.param
-        server.data = video_bytes(60)
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_http_failures_are_no_videos_fault(status):
+    with WebServer() as server:
+        server.failures["/v.mp4"] = (status, {"Retry-After": "3600"})
+        message = rf"cannot read {server.url}/v\.mp4: HTTP {status} \("
+        with pytest.raises(StorageError, match=message):
+            read_video(f"{server.url}/v.mp4")
 
 
-def test_http(server):
-    url = f"http://127.0.0.1:{server.server_port}/v.mp4"
-    np.testing.assert_array_equal(read_video(url), read_video(server.data))
-    np.testing.assert_array_equal(
-        read_video(url, start_seconds=1, end_seconds=1.4), read_video(server.data)[25:35]
-    )
-    with pytest.raises(VideoError, match=r"there is no file http.*missing\.mp4"):
-        read_video(url.replace("v.mp4", "missing.mp4"))
+def test_a_server_that_breaks_in_the_middle(monkeypatch):
+    """A connection that broke off is taken up again; what lasts is the server's fault."""
+    monkeypatch.setattr(web, "BLOCK_BYTES", 1 << 15)
+    data = video_bytes(noise_images(40, 320, 240), options={"crf": "10"})
+    assert len(data) > 10 * web.BLOCK_BYTES
+    with WebServer() as server:
+        server.files["/v.mp4"] = data
+
+        def after_three(failure):
+            server.asked.clear()
+            server.failures["/v.mp4"] = [None] * 3 + [failure] * 1000
+
+        after_three(server.hang_up)
+        del server.failures["/v.mp4"][5:]
+        np.testing.assert_array_equal(read_video(f"{server.url}/v.mp4"), read_video(data))
+        after_three((503, {"Retry-After": "3600"}))
+        with pytest.raises(StorageError, match=r"v\.mp4: HTTP 503"):
+            read_video(f"{server.url}/v.mp4")
+
+
+def test_what_is_no_file_is_refused_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.mp4")
+    with pytest.raises(VideoError, match=r"cannot open .*x\.mp4: not a regular file \(a FIFO\)$"):
+        read_video(tmp_path / "x.mp4")
+    with pytest.raises(VideoError, match="is a folder"):
+        read_video(tmp_path)
+
+
+def test_a_missing_package_is_no_videos_fault(monkeypatch):
+    """Else every video of a dataset on S3 would count as damaged."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UsageError, match=r"pip install s3fs"):
+        read_video("s3://b/x.mp4")
 
 
 def test_every_kind_of_source(tmp_path):
@@ -113,7 +115,7 @@ def test_a_server_that_fails_is_no_videos_fault(monkeypatch):
         raise ConnectionRefusedError("connection refused")
 
     monkeypatch.setattr(files, "open_read", refused)
-    with pytest.raises(StorageError, match=r"cannot open s3://b/x\.mp4: connection refused"):
+    with pytest.raises(StorageError, match=r"cannot read s3://b/x\.mp4: connection refused"):
         read_video("s3://b/x.mp4")
 
     class Fails(io.BytesIO):

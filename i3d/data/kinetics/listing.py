@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Iterator
+import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -62,6 +62,11 @@ def make_absolute(location: str) -> str:
     return os.path.abspath(path)  # noqa: PTH100 (Path.resolve would follow links)
 
 
+def without_login(location: str) -> str:
+    """A URL without user name and password, which must not get into keys."""
+    return re.sub("(?<=://)[^/]*@", "", location, count=1)
+
+
 def parent_of(location: str) -> str | None:
     """The folder that `location` lies in; None at the top of a URL."""
     scheme, mark, path = make_absolute(location).rpartition("://")
@@ -78,30 +83,13 @@ def is_file(location: str) -> bool:
 def scan(location: str) -> Folder:
     """What is in a folder; nothing in it is opened."""
     with readable(location):
-        names = sorted(_list_entries(location))
+        names = files.list_folder(location)
     folder = Folder(location, [], [], [], hidden=sum(n.startswith(".") for n, _ in names))
     for name, is_folder in names:
         if not name.startswith("."):
             others = folder.videos if is_video(name) else folder.others
             (folder.folders if is_folder else others).append(name)
     return folder
-
-
-def _list_entries(location: str) -> Iterator[tuple[str, bool]]:
-    """The name of everything in a folder, and whether it is a folder."""
-    path = files.local_path(location)
-    if path is not None:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                try:
-                    yield entry.name, entry.is_dir()
-                except OSError:  # a link to itself
-                    yield entry.name, False
-        return
-    fs, top = files.filesystem(location)
-    for info in fs.ls(top, detail=True):
-        if info["name"].strip("/") != top.strip("/"):  # S3 lists a folder's own marker
-            yield info["name"].rstrip("/").rpartition("/")[2], info["type"] == "directory"
 
 
 def scan_class_folders(folder: Folder) -> dict[str, Folder]:

@@ -10,7 +10,7 @@ from i3d import files
 from i3d.classes import ClassList, class_list, unquote_field
 from i3d.data.kinetics.dataset import SUFFIXES, Dataset, Video, make_keys
 from i3d.data.kinetics.labels import Inputs, Labeller, assemble, count
-from i3d.data.kinetics.listing import clean, make_absolute
+from i3d.data.kinetics.listing import clean, make_absolute, without_login
 from i3d.errors import DatasetError
 
 # The path ends with the line's last video suffix, so both it and the label may hold spaces.
@@ -45,7 +45,7 @@ def _parse_list(inputs: Inputs) -> Iterator[_Entry]:
         elsewhere = files.is_url(path) or path.startswith("/")
         location = clean(path) if elsewhere else files.join(inputs.folder.location, path)
         label = unquote_field(match["label"] or "")
-        yield _Entry(number, path, location, make_absolute(location), label)
+        yield _Entry(number, path, location, make_absolute(without_login(location)), label)
 
 
 def read_list(inputs: Inputs) -> Dataset:
@@ -89,7 +89,7 @@ def read_list(inputs: Inputs) -> Dataset:
         classes_of = {label: labeller(number) for label, number in numbers.items()}
 
     top = inputs.folder.location
-    keys = make_keys(_make_relative(make_absolute(top), list(found)))
+    keys = make_keys(_make_relative(make_absolute(without_login(top)), list(found)))
     return assemble(
         inputs,
         [

@@ -39,7 +39,6 @@ from i3d.models.format import (
     NetworkConfig,
     Weights,
     check_kind,
-    first_line,
     is_counter,
     kind_of,
     note_conversion,
@@ -204,8 +203,9 @@ def read_npz(location: files.Location) -> Weights:
         except (I3DError, MemoryError):
             raise
         except Exception as error:  # zipfile and its decompressors raise half a dozen types
+            files.blame_storage(name, error)
             raise CheckpointError(
-                f"{name}: not a readable .npz file ({first_line(error)}); "
+                f"{name}: not a readable .npz file ({files.explain(error)}); "
                 "fetch it again, or write it with numpy.savez"
             ) from error
 
@@ -218,8 +218,9 @@ def read_npz(location: files.Location) -> Weights:
                 except MemoryError:
                     raise
                 except Exception as error:
+                    files.blame_storage(name, error)
                     raise CheckpointError(
-                        f"{name}: {key} is damaged ({first_line(error)}); fetch it again"
+                        f"{name}: {key} is damaged ({files.explain(error)}); fetch it again"
                     ) from error
                 yield key, array
 
@@ -253,7 +254,7 @@ def _read_npy_header(f: IO[bytes], file_size: int, where: str) -> tuple[Shape, s
         }[version]
         shape, _, dtype = read_header(head)
     except Exception as error:  # a literal of Python's from outside fails in many ways
-        raise CheckpointError(f"{where} is not a plain array ({first_line(error)})") from error
+        raise CheckpointError(f"{where} is not a plain array ({files.explain(error)})") from error
     if dtype.hasobject:
         raise CheckpointError(f"{where} holds a pickle, which is never loaded")
     if math.prod(shape) * dtype.itemsize != file_size - head.tell():
@@ -342,8 +343,9 @@ def _read_pickle(location: files.Location) -> dict[Any, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such file") from None
     except Exception as error:  # torch.load raises what its parsers raise: a dozen types
+        files.blame_storage(name, error)
         raise CheckpointError(
-            f"{name}: not a PyTorch file of tensors alone ({first_line(error)}); "
+            f"{name}: not a PyTorch file of tensors alone ({files.explain(error)}); "
             "save model.state_dict() with torch.save"
         ) from error
     for wrapper in ("state_dict", "model_state_dict", "model"):  # what trainers wrap it in

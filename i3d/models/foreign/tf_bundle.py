@@ -133,7 +133,8 @@ def open_bundle(location: files.Location) -> Bundle:
         with files.open_read(index) as f:
             data = f.read(MAX_INDEX_BYTES + 1)
     except OSError as error:
-        raise CheckpointError(f"{index}: cannot be read ({error})") from error
+        files.blame_storage(index, error)
+        raise CheckpointError(f"{index}: cannot be read ({files.explain(error)})") from error
     num_shards, entries = parse_index(data, index)
     return Bundle(prefix, num_shards, entries)
 
@@ -449,7 +450,8 @@ def _read_shard(
             f"{location}: no such file; it belongs beside the .index file"
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{location}: cannot be read ({error})") from error
+        files.blame_storage(location, error)
+        raise CheckpointError(f"{location}: cannot be read ({files.explain(error)})") from error
 
 
 def _read_wanted(f: IO[bytes], entry: Entry, location: str) -> np.ndarray:

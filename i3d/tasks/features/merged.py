@@ -195,6 +195,7 @@ def _read_about(text: str) -> dict[str, Any]:
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        reason = str(error).splitlines()[0]
+        files.blame_storage(text, error)
+        reason = files.explain(error)
         raise DatasetError(f"{text}: not a feature file ({reason}); name another output") from error
     return parse_document(data, KIND, text)

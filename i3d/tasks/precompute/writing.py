@@ -30,7 +30,7 @@ from i3d.data.shards import (
     write_shard,
 )
 from i3d.data.videos import VideoSet, open_videos
-from i3d.errors import I3DError, UsageError
+from i3d.errors import I3DError, UsageError, hide_secrets
 from i3d.parallel.pool import Died, Failed, Outcome, Result, WorkerPool
 from i3d.parallel.process import count_cores, terminated_cleanly
 from i3d.parallel.world import PATIENCE_SECONDS, World, await_others, world_from_environment
@@ -139,6 +139,7 @@ def precompute(
     Raises:
         DatasetError: the dataset cannot be understood.
         UsageError: an option has no meaning, or the output was begun with other settings.
+        StorageError: a URL's server or the disk with the videos fails; no video is failed for it.
         I3DError: the output or the temporary folder is full or cannot be written.
     """
     start = time.monotonic()
@@ -343,7 +344,8 @@ class _ShardMaker:
         video: EncodedVideo = outcome.value
 
         def portable(text: str) -> str:
-            return text.replace(location, sample.location)  # no absolute path in the shards
+            # no absolute path in the shards; messages have the URL without its password
+            return text.replace(hide_secrets(location), sample.location)
 
         try:
             if video.error is not None:

@@ -17,7 +17,14 @@ import torch
 
 from i3d.clips import flow_clip, loop_frames, rgb_clip
 from i3d.console import progress_bar, say, show
-from i3d.errors import CheckpointError, I3DError, StorageError, UsageError, VideoError
+from i3d.errors import (
+    CheckpointError,
+    I3DError,
+    StorageError,
+    UsageError,
+    VideoError,
+    hide_secrets,
+)
 from i3d.flow import check_device, optical_flow
 from i3d.models.exported.runtimes import ExportedNetwork
 from i3d.models.i3d import I3D
@@ -60,6 +67,7 @@ def predict(
 
     Raises:
         VideoError: the video cannot be decoded.
+        StorageError: a URL's server or the disk fails.
         CheckpointError: a checkpoint cannot be loaded, or they do not fit together.
         UsageError: an argument has no meaning.
     """
@@ -150,7 +158,7 @@ class Predictor:
             video=name,
             frames=frames_seen,
             seconds=frames_seen / preset.fps,
-            checkpoints=self.checkpoints,
+            checkpoints=tuple(map(hide_secrets, self.checkpoints)),
             predictions=top_classes(logits, self.classes, top_k=top_k),
             windows=tuple(windows),
             classes=self.classes,

@@ -12,7 +12,7 @@ from i3d.data.chainer import is_chainer_folder
 from i3d.data.reading.clips import clip_bytes
 from i3d.data.reading.random_clips import Order, TrainingSet, open_labelled, open_training_set
 from i3d.data.videos import VideoSet
-from i3d.errors import DatasetError, UsageError
+from i3d.errors import DatasetError, UsageError, hide_secrets
 from i3d.parallel.ahead import check_shared_memory
 from i3d.parallel.process import share_cores
 from i3d.parallel.world import World
@@ -70,7 +70,7 @@ class Plan:
             "shards": self.data.dataset.manifest.seal,
             "val": self.val_seal,
             "stream": self.run.stream,
-            "init": self.run.init,
+            "init": hide_secrets(self.run.init),
             "videos": len(self.data),
             "clips_per_step": self.order.clips_per_step,
             "total_steps": self.schedule.total_steps,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from i3d.data.reading.random_clips import TrainingSet
-from i3d.errors import CheckpointError, UsageError
+from i3d.errors import CheckpointError, UsageError, hide_secrets
 from i3d.models.checkpoints import build, read_weights, resolve
 from i3d.models.foreign.inflate import inflate
 from i3d.models.i3d import I3D
@@ -69,7 +69,7 @@ def initial_network(
         weights = read_weights(resolve(init, progress=progress))
         keep, why = _known_head(build(weights), data, name)
     width, bn_eps, origin = weights.config.width, weights.config.bn_eps, weights.config.source
-    source = f"i3d train on {on} from {origin or name}"
+    source = f"i3d train on {on} from {origin or hide_secrets(name)}"
     network = I3D(**fresh, width=width, bn_eps=bn_eps, source=source)
     kept = {k: t for k, t in weights.tensors.items() if keep or not k.startswith("Logits.")}
     network.load_state_dict(kept, strict=keep)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 from support import bundles
 from support.golden import shared
-from support.videos import noise_images, write_video
+from support.videos import noise_images, video_bytes, write_video
+from support.web import WebServer
 
 import i3d
 from i3d.cli import main
@@ -298,3 +300,54 @@ def test_flow_takes_the_cores_and_the_device_that_it_may(networks, short_video, 
         monkeypatch.setattr(predictor, "check_device", check)
         i3d.tasks.predict.Predictor([networks["flow"]])._flow_clip(frames, 12)
         assert asked[-1]["device"] == device
+
+
+def test_videos_on_servers_that_fail(networks, capsys, monkeypatch):
+    """Each with its cause; the others are predicted."""
+    monkeypatch.setattr("i3d.web.ANSWER_SECONDS", 0.1)
+    with WebServer() as server, WebServer() as gone:
+        gone.close()
+        server.files["/good.mp4"] = video_bytes(10)
+        server.failures["/forbidden.mp4"] = 403
+        names = ["forbidden.mp4", "absent.mp4", "good.mp4"]
+        urls = [f"{server.url.replace('://', '://me:s3cret@')}/{name}" for name in names]
+        with pytest.raises(SystemExit) as caught:
+            options = ["--json", "--device", "cpu", "--every", "0.4"]
+            main(["predict", *urls, f"{gone.url}/x", *options, "--checkpoint", networks["rgb"]])
+    assert caught.value.code == 1
+    said = capsys.readouterr()
+    assert "s3cret" not in said.out + said.err
+    results = json.loads(said.out)["results"]
+    assert "HTTP 403" in results[0]["error"]
+    assert "there is no file http" in results[1]["error"]
+    assert results[2]["video"] == f"http://***@{server.host}/good.mp4"
+    assert "connection refused" in results[3]["error"]
+    for result in results:
+        assert str(result.get("error", "")) in said.err
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "pt", "onnx", "ckpt"])
+def test_what_is_no_file_is_refused(suffix, networks, tmp_path, capsys):
+    fifo = tmp_path / f"fifo.{suffix}"
+    os.mkfifo(fifo)
+    (tmp_path / "x.index").symlink_to(fifo)
+    name = tmp_path / "x" if suffix == "ckpt" else fifo
+    for arguments in (["x.mp4", "--checkpoint", name], [fifo, "--checkpoint", networks["rgb"]]):
+        with pytest.raises(SystemExit) as caught:
+            main(["predict", "--device", "cpu", *map(str, arguments)])
+        assert caught.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "not a regular file (a FIFO)" in line
+        assert str(arguments[0] if arguments[0] == fifo else name) in line
+
+
+def test_names_on_the_command_line(networks, tmp_path, monkeypatch, capsys):
+    names = ["~x.mp4", "-x_y.mp4", "--debug", "50%.mp4", "a#b?c.mp4", "d e.mp4", "f\ng.mp4"]
+    for name in names:
+        (tmp_path / name).write_bytes(video_bytes(10))
+    monkeypatch.chdir(tmp_path)
+    options = ["--json", "--device", "cpu", "--every", "0.4", "--checkpoint", networks["rgb"]]
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", *options, "--", *names])
+    assert caught.value.code == 0
+    assert [r["video"] for r in json.loads(capsys.readouterr().out)["results"]] == names

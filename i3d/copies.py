@@ -1,0 +1,86 @@
+"""Copies in the temporary folder of what a server sends and cannot be read in place.
+
+How much comes is the server's word, or nobody's: a live stream has no end. So a copy has a limit,
+and leaves room on the disk.
+"""
+
+import errno
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from typing import IO
+
+from i3d.errors import UsageError
+
+LIMIT_VARIABLE = "I3D_MAX_COPY_GIB"
+LIMIT_GIB = 4.0  # a film in full HD
+FREE_BYTES = 1 << 28  # that a copy leaves on the disk, for whatever else writes there
+_LOOK_BYTES = 1 << 24  # how often the room is looked at
+
+
+def keep_copy(chunks: Iterable[bytes], *, total: int | None, where: str) -> IO[bytes]:
+    """A temporary file without a name, at its start, that holds all of the chunks.
+
+    Args:
+        chunks: what comes.
+        total: bytes that are announced; None where nobody says.
+        where: the URL, for messages.
+
+    Raises:
+        OSError: EFBIG, more than the limit; ENOSPC, the disk would be full.
+        UsageError: the limit that the environment gives is no number.
+    """
+    limit = _read_limit()
+    _check(total or 0, limit, where)
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (its reader closes it)
+    try:
+        size = looked = 0
+        for chunk in chunks:
+            size += len(chunk)
+            if size > limit or size >= looked + _LOOK_BYTES:
+                _check(size, limit, where, written=size - len(chunk))
+                looked = size
+            file.write(chunk)
+        file.seek(0)
+    except BaseException as error:
+        with file:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise _no_room(size, where) from error
+            raise
+    return file
+
+
+def _read_limit() -> int:
+    """Bytes of the largest copy."""
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    try:
+        limit = float(text) if text else LIMIT_GIB
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit < math.inf:
+        raise UsageError(f"{LIMIT_VARIABLE} is {text!r}; it must be a number of GiB above 0")
+    return int(limit * (1 << 30))
+
+
+def _check(size: int, limit: int, where: str, *, written: int = 0) -> None:
+    """Refuse a copy of this size, of which some bytes are on the disk already."""
+    if size > limit:
+        raise OSError(
+            errno.EFBIG,
+            f"more than {limit / (1 << 30):.3g} GiB, from a server without byte ranges, which must "
+            f"be copied; download the file, or set {LIMIT_VARIABLE}",
+            where,
+        )
+    if shutil.disk_usage(tempfile.gettempdir()).free - (size - written) < FREE_BYTES:
+        raise _no_room(size, where)
+
+
+def _no_room(size: int, where: str) -> OSError:
+    return OSError(
+        errno.ENOSPC,
+        f"no room in {tempfile.gettempdir()} for a copy of {size >> 20} MiB or more, from a server "
+        "without byte ranges; set TMPDIR to a larger disk",
+        where,
+    )
