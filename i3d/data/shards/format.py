@@ -56,6 +56,7 @@ REMEDY = "copy the shard again, or delete its .tar and .json and run precompute 
 # Bounds for files that come from elsewhere, far above what is written.
 _MAX_SIDE = 1 << 14  # pixels
 _MAX_PIXELS = 1 << 26  # of a frame; as for videos
+_MAX_PICTURE_HEADER = 1 << 16  # bytes of a picture besides its pixels
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -160,6 +161,14 @@ class SampleInfo:
         sides = (self.height, self.width)
         if min(sides) < 1 or max(sides) > _MAX_SIDE or self.height * self.width > _MAX_PIXELS:
             raise DatasetError(f"frames of {self.width}x{self.height} pixels make no sense")
+        # JPEG and PNG of this size need fewer bytes, however little they compress.
+        most = 4 * self.height * self.width + _MAX_PICTURE_HEADER
+        for pictures in (self.rgb, self.flow):
+            if pictures is not None and max(pictures.sizes, default=0) > most:
+                raise DatasetError(
+                    f"a picture of {max(pictures.sizes):,} bytes; one of {self.width}x{self.height}"
+                    f" has at most {most:,}"
+                )
         if not len(self.rgb) or (self.flow is not None and len(self.flow) != len(self.rgb) - 1):
             raise DatasetError("a sample has at least one frame, and one flow less than frames")
 

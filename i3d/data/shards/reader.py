@@ -39,6 +39,10 @@ from i3d.presets import Stream
 
 _THREADS = 16  # for the sidecars: small files
 _READ_AHEAD = 1  # samples that are read while one is used; 6 to 10 MB each
+# Bounds for files that come from elsewhere: a sparse tar of a few kilobytes may claim gigabytes.
+_MAX_READ_BYTES = 1 << 30  # in one request; the ten seconds that are stored by default have 9 MB
+_MAX_WHOLE_BYTES = 1 << 26  # of a sample that is read at once, before its sizes are known
+_MAX_INFO_BYTES = 1 << 26  # of its ``json`` member: 20 a picture
 _CHECKSUM = "its checksum (CRC32C) does not match"
 _NOT_MADE = "its shard is missing; run precompute again to make it"
 
@@ -157,6 +161,11 @@ class StoredSample:
         """
         if self._info is None:
             member = self._record.member("json")
+            if member.size > _MAX_INFO_BYTES:
+                raise DatasetError(
+                    f"{self._where}, member json has {member.size:,} bytes; at most"
+                    f" {_MAX_INFO_BYTES:,} are read; {REMEDY}"
+                )
             data = read_range(self._tar, member.offset, member.size)
             if google_crc32c.value(data) != member.crc32c:
                 raise self._make_error(member)
@@ -166,12 +175,13 @@ class StoredSample:
     def read(self, start: int = 0, stop: int | None = None) -> Sample:
         """Read and verify its pictures ``start:stop``.
 
-        All of all streams are one request, and so is a part of one stream.
+        All of all streams are one request, unless they are long, and so is a part of one stream.
 
         Raises:
-            DatasetError: damage.
+            DatasetError: damage, or more than 1 GiB.
         """
-        if self._complete and (start, stop) == (0, None):
+        whole = self._complete and (start, stop) == (0, None)
+        if whole and self._record.size <= _MAX_WHOLE_BYTES:
             return self._read_whole()
         part = slice(start, stop)
         pictures = {stream: self._read_pictures(stream, part) for stream in self._streams}
@@ -238,8 +248,13 @@ def read_range(tar: str, start: int, length: int) -> bytes:
     """Those bytes of a tar.
 
     Raises:
-        DatasetError: there are not as many.
+        DatasetError: there are not as many, or more than are read at once.
     """
+    if length > _MAX_READ_BYTES:
+        raise DatasetError(
+            f"{tar}: {length:,} bytes of one video; at most {_MAX_READ_BYTES:,} are read at once:"
+            " ask for fewer frames of it"
+        )
     with readable(tar):
         data = files.read_range(tar, start, length)
     if len(data) != length:

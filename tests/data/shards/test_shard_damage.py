@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import pytest
 from support.shards import check_sample, plan, write_folder
@@ -70,6 +71,44 @@ def test_damage_names_shard_key_member_and_remedy(written):
     path.write_bytes(damaged)
     with pytest.raises(DatasetError, match="header or padding"):
         dataset.read_sample(record.key)
+
+
+@pytest.mark.parametrize("member", ["json", "rgb.mjpeg"])
+def test_a_sparse_tar_takes_no_memory(written, member):
+    """Of 6 GB that are a hole in a file of a few kilobytes nothing is read."""
+    dataset = open_dataset(written)
+    index = dataset.index(0)
+    hole = 6 << 30
+    first = index.samples[0]
+    members, shift = [], 0
+    for m in first.members:
+        size = m.size + hole if m.suffix == member else m.size
+        members.append(dataclasses.replace(m, offset=m.offset + shift, size=size))
+        shift += size - m.size + -(size - m.size) % 512
+    record = dataclasses.replace(first, size=first.size + shift, members=tuple(members))
+    others = [
+        dataclasses.replace(
+            r,
+            offset=r.offset + shift,
+            members=tuple(dataclasses.replace(m, offset=m.offset + shift) for m in r.members),
+        )
+        for r in index.samples[1:]
+    ]
+    changed = dataclasses.replace(
+        index, tar_bytes=index.tar_bytes + shift, samples=(record, *others)
+    )
+    (written / "shard-00000.json").write_bytes(changed.to_json())
+    with (written / "shard-00000.tar").open("r+b") as file:
+        file.truncate(changed.tar_bytes)
+    dataset = open_dataset(written)
+    tracemalloc.start()
+    try:
+        for streams in (None, ("rgb",)):
+            with pytest.raises(DatasetError, match=r"shard-00000.tar, sample .* member json"):
+                dataset.read_sample(first.key, streams=streams)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24  # measured 60 kB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("cut", [1, 1024, 5000])
