@@ -8,13 +8,12 @@ metadata say is checked before it is used.
 import json
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from i3d import files
 from i3d.classes import CLASS_LISTS
@@ -179,9 +178,9 @@ def read_tensors(
         raise CheckpointError(f"{name}: not a readable safetensors file ({error})") from error
 
 
-def write_safetensors(weights: Weights, path: Path) -> None:
+def write_safetensors(weights: Weights, location: files.Location) -> None:
     """Write weights to a ``.safetensors`` file, atomically."""
     # One metadata entry: safetensors writes several in no fixed order, and files should be equal.
     metadata = {"i3d": json.dumps(plain(weights.config), sort_keys=True)}
-    with files.atomic_path(path) as temporary:
-        save_file(weights.tensors, temporary, metadata=metadata)
+    # not save_file, whose files their owner alone may read
+    files.write(location, save(weights.tensors, metadata=metadata))
