@@ -35,7 +35,7 @@ from i3d.parallel.process import choose_workers, terminated_cleanly
 from i3d.parallel.world import World, connect, world_from_environment
 from i3d.presets import CHAINER_I3D, STREAMS, Preset, Stream, find_preset
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
-from i3d.tasks.evaluate.parts import Part, Parts
+from i3d.tasks.evaluate.parts import Part, Parts, Plan
 from i3d.tasks.evaluate.predictions import (
     About,
     Predictions,
@@ -132,7 +132,8 @@ def evaluate(
     workers = choose_workers(options.workers, device, world, decodes=contents.shards is None)
     size = clip_bytes(views, preset)
     check_shared_memory(size, workers=workers, processes=world.local_size)
-    parts = None if predictions is None else Parts(predictions, about, rank=world.rank)
+    plan = Plan.of(source.keys, source.labels)
+    parts = None if predictions is None else Parts(predictions, about, plan, rank=world.rank)
     if parts is not None and resume is False:
         parts.refuse()
     earlier = [] if parts is None else parts.read()
@@ -143,11 +144,11 @@ def evaluate(
         title = world.title("evaluate") if progress else None
         with progress_bar(title, total=len(job.todo), unit="videos") as bar:
             job.run(options, device, workers, bar)
-        gathered = group.gather(job.part().to_bytes(about))
+        gathered = group.gather(job.part().to_bytes(about, plan))
         seconds = time.monotonic() - start
         if not world.first:
             return None
-        shares = [Part.from_bytes(data, about, "a process's results") for data in gathered]
+        shares = [Part.from_bytes(data, about, plan, "a process's results") for data in gathered]
         table = _join(source, about, shares)
         known = len({i for part in earlier for i in part.videos})
         cost = Cost(
@@ -162,6 +163,7 @@ def evaluate(
         if parts is not None and predictions is not None:
             write_predictions(predictions, table)
             parts.remove()
+            files.remove_leftovers([predictions, f"{predictions}.json"])
         return Evaluated(evaluation, _read_thumbnails(source, evaluation, thumbnails))
 
 
@@ -520,5 +522,6 @@ def run_evaluate(
         from i3d.tasks.evaluate.page import write_page
 
         write_page(evaluation, outputs.report, thumbnails=result.thumbnails)
+    files.remove_leftovers(name for name in (outputs.output, outputs.report) if name is not None)
     say_written(outputs.output, outputs.report, outputs.predictions)
     return outputs.exit_code(evaluation.predictions.about.skipped)

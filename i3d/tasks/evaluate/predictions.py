@@ -136,8 +136,9 @@ def write_predictions(location: files.Location, predictions: Predictions) -> Non
             ends = np.arange(len(logits) + 1, dtype=np.int32) * logits.shape[1]
             columns[f"{stream}_logits"] = pa.ListArray.from_arrays(ends, logits.ravel())
         table = pa.table(columns).replace_schema_metadata({"i3d": about})
-        with files.atomic_file(location) as path:
-            pa.parquet.write_table(table, path, compression="zstd")
+        files.write_by(
+            location, lambda path: pa.parquet.write_table(table, path, compression="zstd")
+        )
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -175,7 +176,9 @@ def _read_parquet(location: files.Location) -> Predictions:
     pa = _parquet()
     try:
         with files.open_read(location) as file:
-            table = pa.parquet.read_table(file)
+            # In this thread alone: Arrow's own would still hold the file when Python ends, and
+            # then abort the process.
+            table = pa.parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise DatasetError(f"{location}: not a readable Parquet file ({reason})") from None
