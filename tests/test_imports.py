@@ -21,6 +21,7 @@ ALLOWED = {
     "version": set(),
     "presets": GROUND,
     "records": GROUND,
+    "spreadsheet": GROUND,
     "remote": GROUND,
     "files": GROUND | {"remote"},
     "command": GROUND,
@@ -33,7 +34,17 @@ ALLOWED = {
     "metrics": GROUND,
     "report": GROUND | {"files"},
     "data": GROUND
-    | {"records", "files", "presets", "classes", "parallel", "video", "flow", "clips"},
+    | {
+        "records",
+        "spreadsheet",
+        "files",
+        "presets",
+        "classes",
+        "parallel",
+        "video",
+        "flow",
+        "clips",
+    },
     "models": GROUND | {"records", "files", "presets", "classes", "console"},
 }
 BELOW = set(ALLOWED)
