@@ -182,6 +182,6 @@ def read_tensors(
 def write_safetensors(weights: Weights, path: Path) -> None:
     """Write weights to a ``.safetensors`` file, atomically."""
     # One metadata entry: safetensors writes several in no fixed order, and files should be equal.
-    metadata = {"i3d": json.dumps(plain(weights.config), sort_keys=True)}
+    metadata = {"i3d": json.dumps(plain(weights.config), sort_keys=True, allow_nan=False)}
     with files.atomic_path(path) as temporary:
         save_file(weights.tensors, temporary, metadata=metadata)

@@ -13,9 +13,7 @@ file appears whole. Nothing in them depends on time, machine, absolute paths or 
 processes. Rows go through unnamed temporary files, so memory does not depend on their number.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import zipfile
@@ -35,6 +33,7 @@ from i3d.errors import DatasetError, UsageError
 from i3d.parallel.pool import temporary_file
 from i3d.presets import Stream
 from i3d.records import differences, plain, refuse_other_settings, seal, split_seal
+from i3d.spreadsheet import write_table
 from i3d.tasks.network import UsedCheckpoint
 
 KIND = "i3d features 1"
@@ -269,7 +268,10 @@ class FeatureFolder:
         if self.settings.container == "npy":
             document |= {"start_seconds": spans[:, 0].tolist(), "end_seconds": spans[:, 1].tolist()}
             # What says that the video is done comes last.
-            files.write(self._location(i, ".npy.json"), json.dumps(document).encode("ascii"))
+            files.write(
+                self._location(i, ".npy.json"),
+                json.dumps(document, allow_nan=False).encode("ascii"),
+            )
             with files.atomic_file(self._location(i, ".npy")) as path, path.open("wb") as file:
                 _write_joined(file, list(rows.values()))
         else:
@@ -280,7 +282,9 @@ class FeatureFolder:
     def fail(self, i: int, reason: str) -> None:
         """Record why a video has no features."""
         document = {"format": FAILURE_KIND, "video": self.keys[i], "reason": reason}
-        files.write(self._location(i, ".error.json"), json.dumps(document).encode("ascii"))
+        files.write(
+            self._location(i, ".error.json"), json.dumps(document, allow_nan=False).encode("ascii")
+        )
 
     def failures(self) -> dict[int, str]:
         """Number -> reason of the videos that were tried and have no features."""
@@ -303,11 +307,8 @@ class FeatureFolder:
         failures = self.failures()
         if len(self.done() | failures.keys()) < len(self.keys):
             return False
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["video", "reason"])
-        writer.writerows((self.keys[i], failures[i]) for i in sorted(failures))
-        data = text.getvalue().encode(errors="backslashreplace")
+        rows = ((self.keys[i], failures[i]) for i in sorted(failures))
+        data = write_table(["video", "reason"], rows)
         files.write(files.join(self.folder, FAILURES_FILE), data)
         stems = {f"{name.rpartition('/')[2]}" for name in self.names}
         stems |= {f"{stem}{more}" for stem in stems for more in (".npy", ".error")}
@@ -359,7 +360,7 @@ def _write_npz(
         small = {
             "start_seconds": spans[:, 0].astype("<f8"),
             "end_seconds": spans[:, 1].astype("<f8"),
-            "about": np.array(json.dumps(document)),
+            "about": np.array(json.dumps(document, allow_nan=False)),
         }
         for part, array in small.items():
             with archive.open(f"{part}.npy", "w", force_zip64=True) as member:
