@@ -70,7 +70,9 @@ def _lines(value: Any, indent: str) -> str:
 def seal(kind: str, value: Any) -> bytes:
     """A dataclass as JSON, one field a line, with the format first and the seal last."""
     document = {"format": kind, **plain(value)}
-    head = "".join(f" {json.dumps(name)}: {_lines(v, ' ')},\n" for name, v in document.items())
+    head = "".join(
+        f" {json.dumps(name, allow_nan=False)}: {_lines(v, ' ')},\n" for name, v in document.items()
+    )
     head = "{\n" + head
     return (head + SEAL.format(hashlib.sha256(head.encode()).hexdigest())).encode("ascii")
 
@@ -253,9 +255,9 @@ def _spoken(settings: Mapping[str, Any], name: str) -> str:
     value = settings[name]
     if isinstance(value, str) and len(value) == 64:
         value = f"{value[:12]}..."  # a SHA-256
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=True)  # shown, never written
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(value, sort_keys=True, allow_nan=True)  # compared, never written

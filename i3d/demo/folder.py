@@ -98,7 +98,7 @@ def open_folder(root: Path, *, seed: int, per_class: int, checkpoints: Path) -> 
                 ".safetensors files"
             )
     folder = Folder(root)
-    settings = json.dumps({"seed": seed, "per_class": per_class}) + "\n"
+    settings = json.dumps({"seed": seed, "per_class": per_class}, allow_nan=False) + "\n"
     if folder.settings.exists():
         there = folder.settings.read_text()
         if there != settings:

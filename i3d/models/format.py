@@ -246,7 +246,7 @@ def _read_header(f: IO[bytes]) -> bytes:
 def write_safetensors(weights: Weights, location: files.Location) -> None:
     """Write weights to a ``.safetensors`` file, atomically."""
     # One metadata entry: safetensors writes several in no fixed order, and files should be equal.
-    metadata = {"i3d": json.dumps(plain(weights.config), sort_keys=True)}
+    metadata = {"i3d": json.dumps(plain(weights.config), sort_keys=True, allow_nan=False)}
     # not save_file, whose files their owner alone may read
     files.write(location, save(weights.tensors, metadata=metadata))
 

@@ -1,7 +1,5 @@
 """Which shards of a folder are there, and what is done once all are."""
 
-import csv
-import io
 from collections.abc import Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +16,7 @@ from i3d.data.shards.format import (
 from i3d.data.shards.manifest import MANIFEST_FILE, Manifest, read_document
 from i3d.errors import DatasetError
 from i3d.files import Location
+from i3d.spreadsheet import write_table
 
 _THREADS = 16  # for small files: a request to S3 takes 20 ms or more
 
@@ -67,11 +66,7 @@ def finish_folder(folder: Location, manifest: Manifest) -> bool:
     if len(indexes) < len(shards):
         return False
     failures = sorted(failure for index in indexes for failure in index.failures)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video", "reason"])
-    writer.writerows((f.key, f.reason) for f in failures)
-    data = text.getvalue().encode(errors="backslashreplace")
+    data = write_table(["video", "reason"], ((f.key, f.reason) for f in failures))
     files.write(files.join(folder, FAILURES_FILE), data)
     names = [MANIFEST_FILE, FAILURES_FILE]
     names += [name for i in shards for name in (tar_name(i), sidecar_name(i))]

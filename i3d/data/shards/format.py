@@ -183,7 +183,10 @@ class SampleInfo:
 
     def to_json(self) -> bytes:
         """As stored in the member."""
-        return json.dumps({"format": "i3d sample 1", **plain(self)}).encode("ascii") + b"\n"
+        return (
+            json.dumps({"format": "i3d sample 1", **plain(self)}, allow_nan=False).encode("ascii")
+            + b"\n"
+        )
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Self:

@@ -206,7 +206,7 @@ class Manifest:
                 lines.append(_find_sample_difference(self, other))
         if not lines and not same:
             # Equal to Python, and other bytes: 1, 1.0 and true; or null and nothing.
-            was, now_is = (json.dumps(plain(m.parameters)) for m in (self, other))
+            was, now_is = (json.dumps(plain(m.parameters), allow_nan=False) for m in (self, other))
             lines.append(f"parameters: {was}, now {now_is}")
         return lines
 

@@ -38,6 +38,7 @@ from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, Eva
 from i3d.tasks.evaluate.parts import Part, Parts, Plan
 from i3d.tasks.evaluate.predictions import (
     About,
+    Damaged,
     Predictions,
     check_location,
     fuse,
@@ -186,9 +187,8 @@ def _load(
             checkpoints[stream], device=device, precision=options.precision, progress=progress
         )
         if network.stream != stream:
-            name = network.used.name or f"the {network.stream} network"
             raise CheckpointError(
-                f"{name} is a network for {network.stream}; pass it as "
+                f"{network.title} is a network for {network.stream}; pass it as "
                 f"--{network.stream}-checkpoint"
             )
         networks[stream] = network
@@ -227,7 +227,7 @@ def match_classes(
         known = ClassList("checkpoint", classes)
         positions = [known.find(name) for name in names]
     for network in networks.values():
-        model, name = network.model, network.used.name
+        model, name = network.model, network.title
         fits = model.num_classes == len(classes) and len(names) <= len(classes)
         if not fits or None in positions or (model.has_class_names and model.classes != classes):
             raise CheckpointError(
@@ -321,7 +321,8 @@ class _StreamLogits:
                 rows.append(row)
                 if len(rows) == self._views[owner]:
                     # float64, in the order of the views: how they were batched does not matter
-                    mean: np.ndarray = np.stack(rows).mean(0, dtype=np.float64)
+                    with np.errstate(invalid="ignore"):  # what overflowed is said of the video
+                        mean: np.ndarray = np.stack(rows).mean(0, dtype=np.float64)
                     self.done[owner] = mean.astype(np.float32)
                     del self._rows[owner], self._views[owner]
 
@@ -341,6 +342,7 @@ class _VideoLogits:
         self.mine = mine
         self.logits: dict[int, dict[Stream, np.ndarray]] = {}
         self.skipped = {i: UNLABELLED for i in mine if source.labels[i] is None}
+        self.damaged: dict[int, str] = {}  # of those that were read, whatever came of them
         self.batch_size = 0
         self._unwritten: list[int] = []
         self._kept = False  # whether a part of this run was written
@@ -357,6 +359,7 @@ class _VideoLogits:
             for row, i in enumerate(part.videos):
                 if i in self.mine:
                     self.logits[i] = {s: values[row] for s, values in part.logits.items()}
+            self.damaged |= {i: damage for i, damage in part.damaged if i in self.mine}
 
     def run(self, options: EvaluateOptions, device: str, workers: int, bar: Bar) -> None:
         """Evaluate them."""
@@ -390,6 +393,8 @@ class _VideoLogits:
         if video.error is not None:
             self.skipped[video.index] = video.error
         else:
+            if video.about.damage is not None:
+                self.damaged[video.index] = video.about.damage
             for name, stream in streams.items():
                 stream.add(video.index, video.tensors[name], video.about)
         self._collect(streams)
@@ -398,9 +403,14 @@ class _VideoLogits:
         """Take the videos of which every stream is done."""
         ready = set.intersection(*(set(stream.done) for stream in streams.values()))
         for i in sorted(ready):
-            self.logits[i] = {s: stream.done.pop(i) for s, stream in streams.items()}
+            logits = {s: stream.done.pop(i) for s, stream in streams.items()}
+            reasons = (self.networks[s].explain_overflow(row) for s, row in logits.items())
+            if (reason := next(filter(None, reasons), None)) is not None:
+                self.skipped[i] = reason
+                continue
+            self.logits[i] = logits
             self._unwritten.append(i)
-            summed = np.sum(list(self.logits[i].values()), axis=0)
+            summed = np.sum(list(logits.values()), axis=0)
             self._right += int(summed.argmax()) == self.source.labels[i]
             self._done += 1
 
@@ -430,7 +440,8 @@ class _VideoLogits:
             s: np.stack([self.logits[i][s] for i in videos]) if videos else empty
             for s in self.networks
         }
-        return Part(tuple(videos), logits, tuple(sorted(skipped.items())))
+        damaged = tuple((i, self.damaged[i]) for i in videos if i in self.damaged)
+        return Part(tuple(videos), logits, tuple(sorted(skipped.items())), damaged)
 
 
 # --- the outcome ----------------------------------------------------------------------------------
@@ -441,6 +452,9 @@ def _join(source: ClipSource, about: About, parts: Sequence[Part]) -> Prediction
     skipped = tuple(
         sorted(Failure(source.keys[i], reason) for part in parts for i, reason in part.skipped)
     )
+    damaged = tuple(
+        sorted(Damaged(source.keys[i], damage) for part in parts for i, damage in part.damaged)
+    )
     numbers = np.concatenate([np.array(part.videos, np.int64) for part in parts])
     if not len(numbers):
         first = f"{skipped[0].key}: {skipped[0].reason}"
@@ -449,7 +463,7 @@ def _join(source: ClipSource, about: About, parts: Sequence[Part]) -> Prediction
     targets = [source.labels[i] for i in numbers[order]]
     streams: list[Stream] = [s for s in STREAMS if s in about.checkpoints]
     return Predictions(
-        replace(about, found=len(source.keys), skipped=skipped),
+        replace(about, found=len(source.keys), skipped=skipped, damaged=damaged),
         tuple(source.keys[i] for i in numbers[order]),
         np.array(targets, np.int64),
         {s: np.concatenate([part.logits[s] for part in parts])[order] for s in streams},

@@ -58,21 +58,30 @@ class Part:
         videos: numbers in the plan, with logits.
         logits: stream -> float32 (n, num_classes).
         skipped: (number in the plan, reason).
+        damaged: (number in the plan, what was lost) of videos with logits.
     """
 
     videos: tuple[int, ...]
     logits: dict[Stream, np.ndarray]
     skipped: tuple[tuple[int, str], ...]
+    damaged: tuple[tuple[int, str], ...] = ()
 
     def to_bytes(self, about: About, plan: Plan) -> bytes:
         """As a sealed ``.npz``."""
-        reasons = json.dumps([reason for _, reason in self.skipped]).encode()
+        texts = {
+            "reasons": [reason for _, reason in self.skipped],
+            "damages": [damage for _, damage in self.damaged],
+        }
         arrays: dict[str, Any] = {
             "about": np.frombuffer(_settings(about), np.uint8),
             "plan": np.frombuffer(plan.sha256.encode(), np.uint8),
             "videos": np.array(self.videos, np.int64),
             "skipped": np.array([i for i, _ in self.skipped], np.int64),
-            "reasons": np.frombuffer(reasons, np.uint8),
+            "damaged": np.array([i for i, _ in self.damaged], np.int64),
+            **{
+                name: np.frombuffer(json.dumps(lines, allow_nan=False).encode(), np.uint8)
+                for name, lines in texts.items()
+            },
             **{f"{stream}_logits": values for stream, values in self.logits.items()},
         }
         buffer = io.BytesIO()
@@ -102,8 +111,17 @@ class Part:
                 videos = arrays["videos"].tolist()
                 streams: list[Stream] = [s for s in STREAMS if s in about.checkpoints]
                 logits = {s: arrays[f"{s}_logits"].astype(np.float32) for s in streams}
-                reasons = json.loads(arrays["reasons"].tobytes())
-                skipped = tuple(zip(arrays["skipped"].tolist(), map(str, reasons), strict=True))
+                skipped, damaged = (
+                    tuple(
+                        (i, str(text))
+                        for i, text in zip(
+                            arrays[numbers].tolist(),
+                            json.loads(arrays[texts].tobytes()),
+                            strict=True,
+                        )
+                    )
+                    for numbers, texts in (("skipped", "reasons"), ("damaged", "damages"))
+                )
             if any(v.shape != (len(videos), len(about.classes)) for v in logits.values()):
                 raise ValueError("logits of another shape")
             numbers = [*videos, *(number for number, _ in skipped)]
@@ -115,12 +133,12 @@ class Part:
             raise
         except Exception as error:  # numpy and zipfile raise a dozen kinds over damaged bytes
             raise DatasetError(f"{where} is damaged ({error}); {REDO}") from error
-        return cls(tuple(videos), logits, skipped)
+        return cls(tuple(videos), logits, skipped, damaged)
 
 
 def _settings(about: About) -> bytes:
     unfinished = replace(about, found=0, skipped=())
-    return json.dumps({"format": KIND, **plain(unfinished)}).encode("ascii")
+    return json.dumps({"format": KIND, **plain(unfinished)}, allow_nan=False).encode("ascii")
 
 
 class Parts:

@@ -29,7 +29,7 @@ from i3d.console import Bar, choose_teller, progress_bar, show
 from i3d.data.reading.chunks import CHUNK_FRAMES, Chunk, ChunkSource, load_chunks, open_chunks
 from i3d.data.reading.clips import clip_bytes
 from i3d.data.videos import Contents, VideoSet, open_videos
-from i3d.errors import CheckpointError, DatasetError, UsageError
+from i3d.errors import CheckpointError, DatasetError, UsageError, VideoError
 from i3d.models.i3d import ENDPOINTS
 from i3d.parallel.ahead import check_shared_memory
 from i3d.parallel.process import choose_workers, count_cores, terminated_cleanly
@@ -418,15 +418,22 @@ class _Extraction:
                 return False
             reason = video.refusal()
         if reason is None:
-            self._write(i, video, chunk.damage)
-        else:
+            try:
+                self._write(i, video, chunk.damage)
+            except VideoError as error:
+                reason = str(error)
+        if reason is not None:
             self.folder.fail(i, reason)
             self.failed[i] = reason
         self._open.pop(i).close()
         return True
 
     def _write(self, i: int, video: VideoWindows, damage: str | None) -> None:
-        """Compute the last windows and write the file."""
+        """Compute the last windows and write the file.
+
+        Raises:
+            VideoError: rows hold NaN or infinity.
+        """
         spans, rows = video.finish()
         about = VideoAbout(
             video=self.source.keys[i],

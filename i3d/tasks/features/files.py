@@ -14,9 +14,7 @@ paths or the number of processes. Rows go through unnamed temporary files, so me
 on their number.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import zipfile
@@ -45,6 +43,7 @@ from i3d.records import (
     seal_archive,
     split_seal,
 )
+from i3d.spreadsheet import write_table
 from i3d.tasks.network import UsedCheckpoint
 
 KIND = "i3d features 1"
@@ -298,7 +297,10 @@ class FeatureFolder:
         if self.settings.container == "npy":
             document |= {"start_seconds": spans[:, 0].tolist(), "end_seconds": spans[:, 1].tolist()}
             # What says that the video is done comes last.
-            files.write(self._location(i, ".npy.json"), json.dumps(document).encode("ascii"))
+            files.write(
+                self._location(i, ".npy.json"),
+                json.dumps(document, allow_nan=False).encode("ascii"),
+            )
             joined = list(rows.values())
             files.write_by(self._location(i, ".npy"), lambda path: _write_joined(path, joined))
         else:
@@ -310,7 +312,9 @@ class FeatureFolder:
     def fail(self, i: int, reason: str) -> None:
         """Record why a video has no features."""
         document = {"format": FAILURE_KIND, "video": self.keys[i], "reason": reason}
-        files.write(self._location(i, ".error.json"), json.dumps(document).encode("ascii"))
+        files.write(
+            self._location(i, ".error.json"), json.dumps(document, allow_nan=False).encode("ascii")
+        )
 
     def failures(self) -> dict[int, str]:
         """Number -> reason of the videos that were tried and have no features."""
@@ -338,11 +342,8 @@ class FeatureFolder:
         writes again what is removed here.
         """
         failures = outcomes.failures
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["video", "reason"])
-        writer.writerows((self.keys[i], failures[i]) for i in sorted(failures))
-        data = text.getvalue().encode(errors="backslashreplace")
+        rows = ((self.keys[i], failures[i]) for i in sorted(failures))
+        data = write_table(["video", "reason"], rows)
         files.write(files.join(self.folder, FAILURES_FILE), data)
         names = [
             f"{n}{end}" for n in self.names for end in (self.suffix, ".npy.json", ".error.json")
@@ -418,7 +419,7 @@ def _write_npz(
         small = {
             "start_seconds": spans[:, 0].astype("<f8"),
             "end_seconds": spans[:, 1].astype("<f8"),
-            "about": np.array(json.dumps(document)),
+            "about": np.array(json.dumps(document, allow_nan=False)),
         }
         for part, array in small.items():
             with archive.open(f"{part}.npy", "w", force_zip64=True) as member:

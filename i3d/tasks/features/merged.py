@@ -116,7 +116,9 @@ def _write_parquet(
     columns = [("video", pa.string()), ("start_seconds", pa.float64())]
     columns += [("end_seconds", pa.float64())]
     columns += [(s, pa.list_(pa.float32(), sizes[s])) for s in streams]
-    schema = pa.schema(columns, metadata={"i3d": json.dumps(about).encode("ascii")})
+    schema = pa.schema(
+        columns, metadata={"i3d": json.dumps(about, allow_nan=False).encode("ascii")}
+    )
     waiting: list[Any] = []
     with pa.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
 
@@ -154,7 +156,7 @@ def _write_hdf5(
     h5py = _library("hdf5")
     about = _merged_about(folder, done, skipped)
     with h5py.File(path, "w") as file:
-        file["about"] = json.dumps(about)
+        file["about"] = json.dumps(about, allow_nan=False)
         videos = file.create_group("videos")
         for i in done:
             with folder.open(i) as video:

@@ -185,8 +185,8 @@ class Loop:
         what = "loss" if bad else "gradient"
         micros = bad or range(len(losses))
         keys = [self.plan.data.keys[v] for i in micros for v in found.videos[i]]
-        mine = {"what": what, "value": losses[bad[0]] if bad else 0, "keys": keys}
-        gathered = self.group.gather(json.dumps(mine).encode())
+        mine = {"what": what, "value": str(losses[bad[0]]) if bad else "", "keys": keys}
+        gathered = self.group.gather(json.dumps(mine, allow_nan=False).encode())
         if not gathered:
             raise I3DError("a loss or gradient is not finite; process 0 says where")
         every = [json.loads(data) for data in gathered]

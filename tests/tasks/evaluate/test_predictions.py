@@ -132,8 +132,10 @@ def test_a_changed_csv_is_refused(tmp_path):
     refused(good.replace("flow_logits_2", "flow_logits_9"), "columns")
     refused("".join([*lines[:3], lines[2], lines[3]]), "twice")
     refused(good.replace('"b,2",', "b,2,"), "line 3")
-    refused(good.replace(str(table.logits["rgb"][0, 0]), "nan"), "NaN")
-    refused(good.replace("日本,2,", "日本,7,"), "class index")
+    refused(
+        good.replace(str(table.logits["rgb"][0, 0]), "nan"), "line 2: rgb_logits, class 0 is nan"
+    )
+    refused(good.replace("日本,2,", "日本,7,"), "line 4: index is 7, not one of its 3 classes")
     path.write_text(good)
     (tmp_path / "p.csv.json").unlink()
     with pytest.raises(DatasetError, match=r"p\.csv\.json is missing"):
@@ -153,11 +155,11 @@ def test_parquet_of_others_is_refused(tmp_path):
     write_predictions(path, predictions())
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["index"]), path)
-    with pytest.raises(DatasetError, match="columns"):
+    with pytest.raises(DatasetError, match="column index is absent, and has to be int64"):
         read_predictions(path)
     ragged = pa.array([[1.0], [2.0, 3.0], [4.0]], pa.list_(pa.float32()))
     pq.write_table(table.set_column(3, "rgb_logits", ragged), path)
-    with pytest.raises(DatasetError, match="columns"):
+    with pytest.raises(DatasetError, match="row 1: rgb_logits has 1 values for 3 classes"):
         read_predictions(path)
 
 
