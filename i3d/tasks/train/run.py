@@ -15,9 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import click
-
-from i3d import files
+from i3d import console, files
 from i3d.console import progress_bar, show
 from i3d.errors import UsageError
 from i3d.models.i3d import I3D
@@ -77,10 +75,7 @@ def train(
     world = world_from_environment() if world is None else world
     progress = progress and world.first
 
-    def say(line: str) -> None:
-        if progress:
-            click.echo(line, err=True)
-
+    say = console.say if progress else _say_nothing
     val = None if val is None else os.fspath(val)
     run = RunOptions(stream, os.fspath(output), init, val, classes, resume)
     plan = make_plan(shards, run, TrainOptions() if options is None else options, world)
@@ -108,6 +103,10 @@ def train(
         return None
     _plot(loop.history, plan, say)
     return _sum_up(loop)
+
+
+def _say_nothing(line: str) -> None:
+    """What other processes, and library callers, are told."""
 
 
 def _is_empty(folder: str) -> bool:
