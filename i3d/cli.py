@@ -1,21 +1,30 @@
 """The command ``i3d``: one subcommand per job of :mod:`i3d.tasks`, no logic of its own.
 
-Exit codes: 0 when all that was asked was done, 2 for a mistake in the call, 1 for a failed job.
+Exit codes: 0 when all that was asked was done, 2 for a mistake in the call, 1 for a failed job, 130
+after Ctrl-C, 143 after SIGTERM.
 A job's options stand beside the job, in its ``options.py``; here is what the command takes besides
 them. Libraries are imported inside the commands, so that help appears at once.
 """
 
+import errno
+import io
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import gettempdir
 
 import click
 
-from i3d.command import CONTEXT, command
+from i3d.command import CONTEXT, Stopped, command
+from i3d.console import say, visible
 from i3d.data.videos import VideoSet
 from i3d.demo.options import DemoOptions
-from i3d.errors import I3DError, UsageError, hide_secrets
+from i3d.errors import I3DError, UsageError
+from i3d.parallel.process import Terminated, end_interrupted, terminated_cleanly
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
 from i3d.tasks.features.options import FeatureCheckpoints, FeatureOptions
 from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, Changes, FvdOutputs, Measure
@@ -42,26 +51,68 @@ def main(argv: Sequence[str] | None = None) -> None:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]
     arguments = [a for a in arguments[:end] if a != "--debug"] + arguments[end:]
-    try:
-        code = cli.main(arguments, prog_name="i3d", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (I3DError, OSError) as error:
-        if debug:
-            raise
-        click.echo(f"i3d: {hide_secrets(_message(error))}", err=True)
-        code = 2 if isinstance(error, UsageError) else 1
-    except (KeyboardInterrupt, click.exceptions.Abort):  # click turns the one into the other
-        click.echo("i3d: interrupted", err=True)
-        code = 130  # as shells report SIGINT
+    with terminated_cleanly(), _plain_warnings():
+        try:
+            code = cli.main(arguments, prog_name="i3d", standalone_mode=False)
+        except click.ClickException as error:
+            text = io.StringIO()
+            error.show(text)  # the usage, and what was given
+            for line in text.getvalue().splitlines():
+                say(line)
+            code = error.exit_code
+        except (I3DError, OSError, MemoryError, Stopped, click.exceptions.Abort) as error:
+            cause = (
+                error.__cause__ if isinstance(error, Stopped | click.exceptions.Abort) else error
+            )
+            if isinstance(cause, KeyboardInterrupt):
+                end_interrupted()
+                say("i3d: interrupted")
+                code = 143 if isinstance(cause, Terminated) else 130  # as shells report signals
+            elif debug:
+                raise
+            else:
+                say(f"i3d: {_message(cause or error)}")
+                code = 2 if isinstance(cause, UsageError) else 1
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _message(error: Exception) -> str:
-    if isinstance(error, I3DError) or not isinstance(error, OSError) or error.strerror is None:
+_NO_ROOM = {
+    errno.ENOSPC: "free some room there, or name another place",
+    errno.EDQUOT: "free some room there, or name another place",
+    errno.EFBIG: "the shell's ulimit -f, or the file system, allows no larger file",
+}
+
+
+def _message(error: BaseException) -> str:
+    """One line; of errors that do not say so themselves with the file and the remedy."""
+    if isinstance(error, I3DError):
         return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        text = f"memory ran out ({error})" if str(error) else "memory ran out"
+        return f"{text}; use fewer --workers or a smaller --batch-size, or a machine with more"
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    remedy = f"; {_NO_ROOM[error.errno]}" if error.errno in _NO_ROOM else ""
+    if error.filename:
+        return f"{_path(error.filename)}: {error.strerror}{remedy}"
+    # a file without a name: all others are known when they are written (`files.atomic_path`)
+    where = f" (temporary files are in {gettempdir()}: TMPDIR)" if remedy else ""
+    return f"{error.strerror}{where}{remedy}"
+
+
+def _path(name: object) -> str:
+    return os.fsdecode(name) if isinstance(name, bytes) else str(name)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show Python's warnings, whose texts have names of files in them, as lines of ours."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {visible(str(message))}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @click.group(context_settings=CONTEXT)
@@ -153,19 +204,21 @@ def checkpoints_list(options: PrintOptions) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def checkpoints_download(options: DownloadOptions, names: tuple[str, ...]) -> None:
     """Fetch, verify and convert checkpoints into the cache folder."""
+    from i3d.console import show_line
     from i3d.tasks.checkpoints import download_checkpoints
 
     for path in download_checkpoints(names, url=options.url, progress=True, force=options.force):
-        click.echo(str(path))
+        show_line(str(path))
 
 
 @command(checkpoints, name="path")
 @click.argument("name")
 def checkpoints_path(name: str) -> None:
     """Print where a checkpoint is on disk; exit 1 if it is not there."""
+    from i3d.console import show_line
     from i3d.tasks.checkpoints import local_checkpoint
 
-    click.echo(str(local_checkpoint(name)))
+    show_line(str(local_checkpoint(name)))
 
 
 @command(cli, VerifyOptions, example="i3d verify rgb_scratch_kinetics400")

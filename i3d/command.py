@@ -23,6 +23,14 @@ CONTEXT = {
 ALL = "i3d.help-all"
 
 
+class Stopped(Exception):
+    """A command was interrupted, or a connection of its own broke; the cause says which.
+
+    Of the one click prints an empty line, and of the other it takes for granted that nobody reads
+    standard output any more, and says nothing. This passes through it.
+    """
+
+
 class BatchSize(click.ParamType):
     """A number, or None for ``auto``."""
 
@@ -58,6 +66,17 @@ class Command(click.Command):
                     help="Show the rare options, too.",
                 )
             )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the function.
+
+        Raises:
+            Stopped: by KeyboardInterrupt or BrokenPipeError.
+        """
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            raise Stopped from error
 
     @staticmethod
     def _heading(parameter: click.Parameter) -> str:

@@ -1,19 +1,59 @@
 """What a command shows while it works: progress on standard error, never on standard output.
 
 On a terminal it is a bar with rate and time left; elsewhere a plain line every ten seconds.
+
+Class names, file names and reasons are other people's text. All of it goes through this module,
+where what would steer a terminal or begin a line of its own is shown escaped: ``\\x1b[2J``.
 """
 
+import copy
 import json
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol, TypeVar
 
 from i3d import files
 from i3d.errors import hide_secrets
 
 LOG_SECONDS = 10.0
+
+# What a terminal or an eye is misled by: control characters of C0 and C1, marks of the direction
+# and other invisible ones (the joiners, which scripts need, are none), line and paragraph
+# separators, tags, and halves of surrogate pairs, as the bytes of a name that is no text become.
+_STEERING = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_T = TypeVar("_T")
+
+
+def visible(text: str) -> str:
+    """One line that shows all that is in a text: what would steer a terminal is escaped."""
+    return _STEERING.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def _visible_names(value: _T) -> _T:
+    """A result whose texts are `visible`: a line break in a name is none in what is made of it."""
+    if isinstance(value, str):
+        return visible(value)  # type: ignore[return-value]
+    if isinstance(value, tuple | list):
+        items = [_visible_names(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {
+            visible(k) if isinstance(k, str) else k: _visible_names(v) for k, v in value.items()
+        }  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = copy.copy(value)
+        for field in fields(value):
+            object.__setattr__(changed, field.name, _visible_names(getattr(value, field.name)))
+        return changed
+    return value
 
 
 class Outcome(Protocol):
@@ -26,7 +66,16 @@ class Outcome(Protocol):
 def json_text(outcome: Outcome) -> str:
     """A result as JSON, which knows neither NaN nor infinity; without the passwords of URLs."""
     text = json.dumps(outcome.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-    return f"{hide_secrets(text)}\n"
+    return _escape_json(hide_secrets(text)) + "\n"
+
+
+def _escape_json(text: str) -> str:
+    """The same JSON, in which what would steer a terminal is escaped as JSON escapes it."""
+    lines = (
+        _STEERING.sub(lambda m: json.dumps(m[0], allow_nan=False)[1:-1], line)
+        for line in text.split("\n")
+    )
+    return "\n".join(lines)
 
 
 def show(outcome: Outcome, *, as_json: bool, output: files.Location | None = None) -> None:
@@ -39,15 +88,40 @@ def show(outcome: Outcome, *, as_json: bool, output: files.Location | None = Non
         as_json: print JSON and nothing else.
         output: file for the JSON; path or URL.
     """
-    sys.stdout.write(json_text(outcome) if as_json else hide_secrets(f"{outcome}\n"))
+    if as_json:
+        _write(sys.stdout, json_text(outcome))
+    else:
+        for line in str(_visible_names(outcome)).split("\n"):
+            _write(sys.stdout, f"{visible(hide_secrets(line))}\n")
     if output is not None:
         files.write(output, json_text(outcome).encode())
 
 
 def say(line: str) -> None:
     """Tell the user something, on standard error."""
-    sys.stderr.write(f"{hide_secrets(line)}\n")
-    sys.stderr.flush()
+    _write(sys.stderr, f"{visible(hide_secrets(line))}\n")
+
+
+def show_line(line: str) -> None:
+    """Print a line of a result on standard output."""
+    _write(sys.stdout, f"{visible(hide_secrets(line))}\n")
+
+
+def _write(stream: Any, text: str) -> None:
+    """Write at once; to whom nobody listens any more, such as ``| head -1``, nothing.
+
+    The job goes on: what it was asked to write to files is still wanted.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # What is buffered is written when Python ends, and would fail again.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except UnicodeEncodeError:  # a terminal that is not UTF-8's
+        encoding = stream.encoding or "ascii"
+        _write(stream, text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def choose_teller(progress: bool, *, first: bool) -> Callable[[str], None] | None:
@@ -106,15 +180,15 @@ def _terminal_bar(title: str, total: float | None, unit: str) -> Iterator[Bar]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
+    columns = (  # no text of others is markup
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[counts]}"),
+        TextColumn("{task.fields[counts]}", markup=False),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total, counts="", note="")
+        task = progress.add_task(visible(title), total=total, counts="", note="")
         start = time.monotonic()
         first: list[float] = []
 
@@ -131,7 +205,7 @@ def _terminal_bar(title: str, total: float | None, unit: str) -> Iterator[Bar]:
                     completed=position,
                     total=total,
                     counts=_counts(position, total, rate, unit),
-                    note=note,
+                    note=visible(note),
                 )
 
         yield Terminal()
@@ -159,8 +233,7 @@ class _Log:
         if self.total is not None and rate > 0:
             left = f", {(self.total - self.position) / rate:.0f} s left"
         counts = _counts(self.position, self.total, rate, self.unit)
-        sys.stderr.write(f"{self.title}: {counts}{left} {self.note}".rstrip() + "\n")
-        sys.stderr.flush()
+        say(f"{self.title}: {counts}{left} {self.note}".rstrip())
 
     def finish(self) -> None:
         if self.last > self.start and self.position != self.printed:

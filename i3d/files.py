@@ -283,6 +283,11 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
         if replace or not _link(temporary, path):
             temporary.replace(path)
         _flush_folder(path.parent)
+    except OSError as error:
+        # A write that fails does not say where, and the temporary name says nothing to the user.
+        if error.errno is not None and error.filename in (None, os.fspath(temporary)):
+            error.filename = os.fspath(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

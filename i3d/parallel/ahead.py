@@ -6,8 +6,8 @@ errors that say what to do, and a look at the shared memory before it is too sma
 
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from i3d.errors import DatasetError, I3DError, UsageError, VideoError
-from i3d.parallel.process import end_with_parent, interrupts_wait, start_fork_server
+from i3d.parallel.process import begin_work, start_fork_server, workers_start
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +55,8 @@ Read = Callable[[int], tuple[Mapping[str, np.ndarray], Any]]
 class _Items:
     """What a worker process runs, as PyTorch's loader wants it."""
 
-    def __init__(self, read: Read, indices: Sequence[int]) -> None:
-        self.read, self.indices = read, tuple(indices)
+    def __init__(self, read: Read, indices: Sequence[int], names: Sequence[str]) -> None:
+        self.read, self.indices, self.names = read, tuple(indices), names
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -71,12 +71,25 @@ class _Items:
             return Item(i, error=str(error))
         except (I3DError, OSError) as error:
             return Item(i, fatal=error)
+        except MemoryError as error:
+            return Item(i, fatal=out_of_memory(self.names[i] if self.names else f"item {i}", error))
         tensors = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in arrays.items()}
         return Item(i, tensors, about)
 
 
+def out_of_memory(name: str, error: MemoryError) -> I3DError:
+    """What is said of a thing that did not fit into the memory while it was read."""
+    text = f" ({error})" if str(error) else ""
+    return I3DError(f"{name}: memory ran out while it was read{text}; use fewer --workers")
+
+
 def read_items(
-    read: Read, indices: Sequence[int], *, workers: int, pin: bool = False
+    read: Read,
+    indices: Sequence[int],
+    *,
+    workers: int,
+    pin: bool = False,
+    names: Sequence[str] = (),
 ) -> Iterator[Item]:
     """Items in the order of ``indices``, each read once.
 
@@ -85,11 +98,12 @@ def read_items(
         indices: what it is called with.
         workers: processes that read ahead, `PREFETCH` items each; 0 reads in this one.
         pin: put the tensors into page-locked memory, for CUDA.
+        names: what messages call the items, by their numbers.
 
     Raises:
         I3DError: what is not the data's fault, or a worker died.
     """
-    return read_ahead(_Items(read, indices), workers=min(workers, len(indices)), pin=pin)
+    return read_ahead(_Items(read, indices, names), workers=min(workers, len(indices)), pin=pin)
 
 
 def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
@@ -107,27 +121,27 @@ def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
     from torch.utils.data import DataLoader
 
     options: dict[str, Any] = {}
-    with interrupts_wait():
-        if workers:
-            # Not fork: HDFS clients, CUDA and OpenMP do not survive it. The server imports torch
-            # once for all workers.
-            options = {
-                "multiprocessing_context": start_fork_server(
-                    ["torch.utils.data", type(dataset).__module__]
-                ),
-                "prefetch_factor": PREFETCH,
-                "worker_init_fn": _start_worker,
-            }
-        loader: Any = DataLoader(
-            dataset,
-            batch_size=None,
-            num_workers=workers,
-            collate_fn=_pass_on,
-            pin_memory=pin,
-            generator=torch.Generator(),  # for the workers' seeds; the caller's numbers stay his
-            **options,
-        )
-        items = iter(loader)  # starts the workers
+    if workers:
+        # Not fork: HDFS clients, CUDA and OpenMP do not survive it. The server imports torch once
+        # for all workers.
+        options = {
+            "multiprocessing_context": start_fork_server(
+                ["torch.utils.data", type(dataset).__module__]
+            ),
+            "prefetch_factor": PREFETCH,
+            "worker_init_fn": _start_worker,
+        }
+    loader: Any = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_pass_on,
+        pin_memory=pin,
+        generator=torch.Generator(),  # for the workers' seeds; the caller's numbers stay his
+        **options,
+    )
+    with workers_start() if workers else nullcontext():
+        items = iter(loader)
     while True:
         try:
             item = next(items)
@@ -172,8 +186,7 @@ def _start_worker(_: int) -> None:
     """One thread a worker: they share the cores with each other and with the model."""
     import cv2
 
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends them
+    begin_work()
     cv2.setNumThreads(1)
     os.environ["NUMBA_NUM_THREADS"] = "1"
 

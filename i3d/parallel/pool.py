@@ -22,12 +22,12 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import connection, reduction, resource_tracker
+from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import IO, Any, Generic, TypeVar
 
-from i3d.parallel.process import end_with_parent
+from i3d.parallel.process import begin_work, workers_start
 
 Task = TypeVar("Task")
 
@@ -132,9 +132,17 @@ class WorkerPool(Generic[Task]):
         # spawn: forked children inherit locks and threads of fsspec, numba and OpenCV
         self._context = multiprocessing.get_context("spawn")
         shared = [number for number, stage in enumerate(self._then, start=1) if not stage.own]
-        self._workers = [self._start((*reversed(shared), 0)) for _ in range(workers)]
+        every = [(*reversed(shared), 0)] * workers
         for number, stage in enumerate(self._then, start=1):
-            self._workers += [self._start((number,)) for _ in range(stage.own)]
+            every += [(number,)] * stage.own
+        self._workers: list[_Worker] = []
+        try:
+            for stages in every:
+                with workers_start():
+                    self._workers.append(self._start(stages))
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self, stages: tuple[int, ...]) -> _Worker:
         ours, theirs = self._context.Pipe(duplex=True)
@@ -142,15 +150,9 @@ class WorkerPool(Generic[Task]):
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         saved = {name: os.environ.get(name) for name in self._environment}
         os.environ.update(self._environment)  # numba and OpenMP read them when they are imported
-        # A child of the first spawn's, which unblocks SIGINT in this process when it is started.
-        resource_tracker.ensure_running()
-        # Ctrl-C reaches the whole process group, and the parent ends the workers: they inherit
-        # that it is blocked, from before their first line of Python.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for name, value in saved.items():
                 if value is None:
                     os.environ.pop(name, None)
@@ -249,7 +251,8 @@ class WorkerPool(Generic[Task]):
     def _replace(self, worker: _Worker) -> int | None:
         worker.process.join()
         worker.connection.close()
-        self._workers[self._workers.index(worker)] = self._start(worker.stages)
+        with workers_start():
+            self._workers[self._workers.index(worker)] = self._start(worker.stages)
         return worker.process.exitcode
 
     def close(self) -> None:
@@ -313,7 +316,7 @@ def _serve(
 ) -> None:
     """What a worker process does: tasks in, outcomes out, until the parent is gone."""
     os.environ.update(environment)
-    end_with_parent()
+    begin_work()
     while True:
         before: list[Result] = []
         try:

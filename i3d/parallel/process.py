@@ -4,54 +4,107 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from i3d.parallel.world import World
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it: like Ctrl-C, but for the exit code."""
+
 
 @contextmanager
 def terminated_cleanly() -> Iterator[None]:
-    """Treat SIGTERM, as schedulers send it, like Ctrl-C: remove what is half-written."""
+    """Treat SIGTERM, as schedulers send it, like Ctrl-C: remove what is half-written.
+
+    Raises:
+        Terminated: when it comes.
+    """
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise Terminated
 
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: a library caller's business
+    with _handled(interrupt, [signal.SIGTERM]):
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
-def interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block.
-
-    For the start of worker processes: those whose parent ends before they have begun complain of it
-    at length. Outside the main thread, which is not interrupted, it does nothing.
-    """
-    came: list[int] = []
-    previous: dict[int, Any] = {}
+def _handled(
+    handler: Callable[[int, Any], None], numbers: Sequence[signal.Signals]
+) -> Iterator[None]:
+    """Handle signals for as long; outside the main thread that is a library caller's business."""
+    previous = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, lambda got, _: came.append(got))
+        for number in numbers:
+            previous[number] = signal.signal(number, handler)
     except ValueError:  # not the main thread
         yield
         return
     try:
         yield
     finally:
-        for waited, handler in previous.items():
-            signal.signal(waited, handler)
-    if came:
-        signal.raise_signal(came[0])
+        for number, before in previous.items():
+            # None: a handler that was not Python's, which Python cannot set again
+            signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+def end_interrupted() -> None:
+    """What an interrupted process does last: end its workers, and be interrupted no more.
+
+    Python gives shared semaphores back before it ends the workers, and one that was still starting
+    would print that it finds none.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+@contextmanager
+def workers_start() -> Iterator[None]:
+    """Start processes that do not see Ctrl-C and SIGTERM before they can, nor half of them.
+
+    Ctrl-C reaches the whole process group, and some schedulers' SIGTERM too. A worker inherits that
+    both are blocked, from before its first line of Python, where it would print a traceback; it
+    unblocks SIGTERM when it begins to work (`begin_work`). This process, which ends its workers,
+    has to know all of them: what comes in the meantime is raised at the end of the block.
+    """
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+
+    try:
+        with _handled(note, SIGNALS), _blocked():
+            yield
+    finally:
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    """Block both signals in this thread, which is what a new process inherits."""
+    # A child of the first worker's start, which unblocks both signals here when it is started.
+    resource_tracker.ensure_running()
+    # Not instead of the handler: other threads of this process may take the signal.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def begin_work() -> None:
+    """What a worker does first: it ends by SIGTERM and with its parent, and not by Ctrl-C."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def start_fork_server(modules: Sequence[str]) -> multiprocessing.context.ForkServerContext:

@@ -49,13 +49,15 @@ def draw_plot(output: files.Location, *, inches: tuple[float, float]) -> Iterato
         UsageError: as `check_plot`.
     """
     check_plot(output)
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=inches, layout="constrained")
-    yield figure
-    files.write_by(
-        output, lambda path: figure.savefig(path, dpi=DOTS_PER_INCH, format=_suffix(output))
-    )
+    with rc_context({"text.parse_math": False}):  # a class may be called $x$, or $\x$
+        figure = Figure(figsize=inches, layout="constrained")
+        yield figure
+        files.write_by(
+            output, lambda path: figure.savefig(path, dpi=DOTS_PER_INCH, format=_suffix(output))
+        )
 
 
 def style_axes(*plots: Any) -> None:

@@ -361,6 +361,14 @@ def open_network(
     return ExportedNetwork(checkpoint, runtime="openvino" if runtime == "openvino" else "onnx")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a tensor did not fit, on a GPU or a CPU."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    # all that PyTorch says of a CPU's memory
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 # --- batches --------------------------------------------------------------------------------------
 
 
@@ -374,7 +382,7 @@ class Batcher:
         frames: length of a clip.
 
     Attributes:
-        batch_size: what it is now: halved when a batch does not fit into the GPU's memory.
+        batch_size: what it is now: halved when a batch does not fit into the memory.
     """
 
     def __init__(
@@ -409,14 +417,18 @@ class Batcher:
             count = min(self.batch_size, len(self._clips))
             try:
                 rows = self._compute(torch.stack(self._clips[:count]))
-            except torch.cuda.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if count == 1:
+                    remedy = "" if self._device == "cpu" else ", or --device cpu"
                     raise I3DError(
                         f"one clip of {self._frames} frames does not fit into the memory of "
-                        f"{self._device}; use fewer frames, or --device cpu"
+                        f"{self._device}; use fewer frames{remedy}"
                     ) from None
                 self.batch_size = count // 2
-                torch.cuda.empty_cache()
+                if self._device != "cpu":
+                    torch.cuda.empty_cache()
                 continue
             owners = self._owners[:count]
             del self._clips[:count], self._owners[:count]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from i3d.parallel.process import interrupts_wait, terminated_cleanly
+from i3d.parallel.process import terminated_cleanly, workers_start
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -17,7 +17,7 @@ def test_an_interrupt_waits_for_the_end_of_the_block(sent):
     done = []
     before = signal.getsignal(sent)
     with pytest.raises(KeyboardInterrupt), terminated_cleanly():
-        with interrupts_wait():
+        with workers_start():
             os.kill(os.getpid(), sent)
             done.append("the rest of the block")
         done.append("what follows")
@@ -29,7 +29,7 @@ def test_other_threads_need_no_protection():
     done = []
 
     def work():
-        with interrupts_wait():
+        with workers_start():
             done.append(True)
 
     thread = threading.Thread(target=work)

@@ -374,7 +374,9 @@ class _VideoLogits:
         read = partial(self.source.read, streams=tuple(streams), views=views)
         written = time.monotonic()
         try:
-            items = read_items(read, todo, workers=workers, pin=device != "cpu")
+            items = read_items(
+                read, todo, workers=workers, pin=device != "cpu", names=self.source.keys
+            )
             for number, video in enumerate(items, 1):
                 self._look_at(video, streams)
                 bar.update(number, note=self._note())

@@ -433,7 +433,8 @@ class _SetMoments:
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """This process's clips of a set; what cannot be used is noted."""
         read = partial(read_clip, clips=self.clips[name])
-        for item in read_items(read, self._share(name), workers=workers, pin=pin):
+        keys = self.clips[name].keys
+        for item in read_items(read, self._share(name), workers=workers, pin=pin, names=keys):
             if item.error is not None:
                 self._skip(name, item.index, item.error)
             else:

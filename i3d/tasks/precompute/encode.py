@@ -221,6 +221,8 @@ def job_error(outcome: Failed, location: str) -> Exception:
         return I3DError(f"{location}: no room for temporary files; set TMPDIR to a larger disk")
     if isinstance(error, I3DError):
         return error
+    if isinstance(error, MemoryError):
+        return I3DError(f"{location}: memory ran out while it was read; use fewer --workers")
     if isinstance(error, OSError):
         return I3DError(f"{location}: {error}")
     return RuntimeError(f"{location}: {outcome.traceback}")

@@ -32,7 +32,13 @@ from i3d.parallel.process import count_cores
 from i3d.parallel.world import World
 from i3d.presets import MIN_FRAMES, Preset, find_preset
 from i3d.report.plot import check_plot
-from i3d.tasks.network import choose_device, compute, explain_overflow, open_network
+from i3d.tasks.network import (
+    choose_device,
+    compute,
+    explain_overflow,
+    is_out_of_memory,
+    open_network,
+)
 from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, PredictOptions
 from i3d.tasks.predict.result import Prediction, Window, top_classes
 from i3d.tasks.predict.timeline import plot_timeline
@@ -180,6 +186,14 @@ class Predictor:
                 yield self.predict(video, top_k=top_k, every_seconds=every_seconds)
             except (VideoError, StorageError) as error:
                 yield error
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                name = os.fspath(video) if isinstance(video, str | os.PathLike) else "the video"
+                yield I3DError(
+                    f"{name}: its clip does not fit into the memory of {self.device}; use a "
+                    "shorter --every, or --device cpu"
+                )
 
     def _logits(self, frames: np.ndarray, clip_frames: int, where: str) -> np.ndarray:
         """Summed logits float32 (num_classes,) of frames looped to the clip's length.

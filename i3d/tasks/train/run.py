@@ -15,11 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import click
-
-from i3d import files
+from i3d import console, files
 from i3d.console import progress_bar, show
-from i3d.errors import UsageError, hide_secrets
+from i3d.errors import UsageError
 from i3d.models.i3d import I3D
 from i3d.parallel.world import World, connect, world_from_environment
 from i3d.presets import Stream
@@ -77,10 +75,7 @@ def train(
     world = world_from_environment() if world is None else world
     progress = progress and world.first
 
-    def say(line: str) -> None:
-        if progress:
-            click.echo(hide_secrets(line), err=True)
-
+    say = console.say if progress else _say_nothing
     val = None if val is None else os.fspath(val)
     run = RunOptions(stream, os.fspath(output), init, val, classes, resume)
     plan = make_plan(shards, run, TrainOptions() if options is None else options, world)
@@ -109,6 +104,10 @@ def train(
     _plot(loop.history, plan, say)
     files.remove_leftovers(files.join(run.output, name) for name in FILES)
     return _sum_up(loop)
+
+
+def _say_nothing(line: str) -> None:
+    """What other processes, and library callers, are told."""
 
 
 def _is_empty(folder: str) -> bool:

@@ -565,7 +565,7 @@ def test_killed_and_run_again(videos, checkpoints, tmp_path, output, sent, run):
         time.sleep(0.02)
     process.send_signal(sent)
     _, error = process.communicate(timeout=30)
-    assert process.returncode == (-9 if sent == signal.SIGKILL else 130)
+    assert process.returncode == (-9 if sent == signal.SIGKILL else 143)
     assert "Traceback" not in error
     parts = folder / (output if output == "out" else f"{output}.parts")
     assert {p.name for p in parts.iterdir()} == {"features.json", "a.b.npz"}
