@@ -1,6 +1,7 @@
 """The command ``i3d``: one subcommand per job of :mod:`i3d.tasks`, no logic of its own.
 
-Exit codes: 0 when all that was asked was done, 2 for a mistake in the call, 1 for a failed job.
+Exit codes: 0 when all that was asked was done, 2 for a mistake in the call, 1 for a failed job, 130
+after Ctrl-C or SIGTERM.
 A job's options stand beside the job, in its ``options.py``; here is what the command takes besides
 them. Libraries are imported inside the commands, so that help appears at once.
 """
@@ -16,6 +17,7 @@ from i3d.command import CONTEXT, command
 from i3d.data.videos import VideoSet
 from i3d.demo.options import DemoOptions
 from i3d.errors import I3DError, UsageError, hide_secrets
+from i3d.parallel.process import terminated_cleanly
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
 from i3d.tasks.features.options import FeatureCheckpoints, FeatureOptions
 from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, Changes, FvdOutputs, Measure
@@ -43,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments[:end]
     arguments = [a for a in arguments[:end] if a != "--debug"] + arguments[end:]
     try:
-        code = cli.main(arguments, prog_name="i3d", standalone_mode=False)
+        with terminated_cleanly():  # all of it: what is written last, too
+            code = cli.main(arguments, prog_name="i3d", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = 2 if isinstance(error, UsageError) else 1
     except (KeyboardInterrupt, click.exceptions.Abort):  # click turns the one into the other
         click.echo("i3d: interrupted", err=True)
-        code = 130  # as shells report SIGINT
+        code = 130  # as shells report SIGINT; after SIGTERM, too
     sys.exit(code if isinstance(code, int) else 0)
 
 

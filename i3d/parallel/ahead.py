@@ -10,6 +10,8 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import util
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +74,61 @@ class _Items:
             return Item(i, error=str(error))
         except (I3DError, OSError) as error:
             return Item(i, fatal=error)
+        except MemoryError as error:
+            return Item(i, fatal=out_of_memory(error))
         tensors = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in arrays.items()}
         return Item(i, tensors, about)
+
+
+def out_of_memory(error: MemoryError) -> I3DError:
+    """What ends a job whose process has no memory left."""
+    return I3DError(f"no memory left to read videos ({_reason(error)}); use fewer --workers")
+
+
+class _Parcel:
+    """An item on its way from a worker.
+
+    It is pickled before PyTorch's queue gets it. The queue would do that in a thread, whose errors
+    (no shared memory or file descriptor is left) nobody hears: the job would wait for ever.
+    """
+
+    def __init__(self, item: Any) -> None:
+        self._data, self._error = b"", ""
+        try:
+            self._data = bytes(ForkingPickler.dumps(item))
+        except Exception as error:  # PyTorch's are RuntimeErrors, but for those of the system
+            self._error = _reason(error)
+
+    def open(self) -> Any:
+        """The item.
+
+        Raises:
+            I3DError: it could not be sent or received.
+        """
+        reason = self._error
+        try:
+            if not reason:
+                return ForkingPickler.loads(self._data)
+        except Exception as error:  # of the worker's end of the connection, which may be gone
+            reason = _reason(error)
+        raise I3DError(
+            f"a worker process cannot hand over what it read, or died ({reason}); if it was for "
+            "lack of memory or open files, use fewer --workers, or raise ulimit -f, -n and -v"
+        )
+
+    def pin_memory(self) -> Any:
+        """Called by PyTorch's loader in a thread; what fails there, fails again in `open`."""
+        try:
+            item = self.open()
+        except I3DError as error:
+            self._error = str(error)
+            return self
+        return item.pin_memory()
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def read_items(
@@ -112,6 +167,9 @@ def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
         # for all workers.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch.utils.data", type(dataset).__module__])
+        # Workers make their sockets below this process's temporary folder, which it removes at its
+        # end, and not in folders of their own, which stay if they are killed.
+        util.get_temp_dir()
         options = {
             "multiprocessing_context": context,
             "prefetch_factor": PREFETCH,
@@ -121,7 +179,7 @@ def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
         dataset,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_pass_on,
+        collate_fn=_Parcel if workers else _pass_on,
         pin_memory=pin,
         **options,
     )
@@ -135,9 +193,11 @@ def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise I3DError(
-                f"a worker process that reads videos died ({str(error).splitlines()[0]}); if it "
-                "was for lack of memory, use fewer --workers"
+                f"a worker process that reads videos died ({_reason(error)}); if it was for lack "
+                "of memory, use fewer --workers"
             ) from error
+        if isinstance(item, _Parcel):
+            item = item.open()
         if item.fatal is not None:
             raise item.fatal
         yield item

@@ -24,7 +24,7 @@ from i3d.data.precomputed import Precomputed
 from i3d.data.shards import PlannedSample, Sample, VideoInfo
 from i3d.data.videos import Contents
 from i3d.errors import DatasetError, I3DError, VideoError
-from i3d.parallel.ahead import read_ahead
+from i3d.parallel.ahead import out_of_memory, read_ahead
 from i3d.presets import STREAMS, Preset, Stream
 
 CHUNK_FRAMES = 32  # 8 MB of both streams at 224 pixels
@@ -267,6 +267,8 @@ class _Chunks(IterableDataset[Chunk]):
             yield Chunk(i, error=str(error))
         except (I3DError, OSError) as error:
             yield Chunk(i, fatal=error)
+        except MemoryError as error:
+            yield Chunk(i, fatal=out_of_memory(error))
 
 
 def load_chunks(
