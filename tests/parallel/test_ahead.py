@@ -68,5 +68,5 @@ def has_no_memory(i):
 
 
 def test_a_lack_of_memory_is_no_videos_fault():
-    with pytest.raises(I3DError, match="allocate 9 GiB.*fewer --workers"):
+    with pytest.raises(I3DError, match=r"allocate 9 GiB.*fewer --workers"):
         list(read_items(has_no_memory, [0], workers=0))
