@@ -2,6 +2,13 @@
 
 Local files are opened directly; everything with a ``scheme://`` is opened by `remote`: ``https://``
 and whatever fsspec knows (``hdfs://``, ``s3://``, ``gs://``, ``memory://``).
+
+**Several writers.** The same job may run twice at once, on purpose or not. Each writes under a
+temporary name of its own and renames; both make the same bytes, so the last rename wins and nothing
+that has its final name is removed. Whoever finds a job complete removes the temporary files that
+are left (`remove_leftovers`), a living writer's too: on NFS and HDFS nothing tells it from one that
+was killed. A writer whose temporary file is gone writes again (`write`, `write_by`), or takes what
+is there. So no lock is needed, and none can be left behind.
 """
 
 import errno
@@ -12,7 +19,8 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,6 +29,7 @@ from i3d import remote
 from i3d.errors import StorageError
 
 Location = remote.Location
+FileState = remote.FileState
 
 _SPECIAL = {
     stat.S_IFIFO: "a FIFO",
@@ -31,6 +40,10 @@ _SPECIAL = {
 # Errors that tell of the file or its name, whatever the disk or server.
 _OF_THE_FILE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _OF_THE_NAME = frozenset({errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG})
+
+_ABSENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP}
+_TOGETHER = 256  # files that a thread asks for at a time
+WRITES = 5  # of a file whose temporary name others remove: each costs them a whole run
 
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{12}\.tmp(?P<suffix>\.[^.]+)?")
 
@@ -72,6 +85,36 @@ def size(location: Location) -> int:
     """Size of a file in bytes."""
     path = local_path(location)
     return remote.size(location) if path is None else path.stat().st_size
+
+
+def find_states(locations: Sequence[Location]) -> list[FileState]:
+    """Size of every file, and its ETag where a server keeps one; nothing of a file that is absent.
+
+    A folder behind a URL is listed once where its listing has sizes; over http(s), whose has none,
+    each file costs a request.
+
+    Raises:
+        OSError: the server or the disk fails.
+    """
+    known = remote.find_states([x for x in locations if local_path(x) is None])
+
+    def find(some: Sequence[Location]) -> list[FileState]:
+        return [known.get(os.fspath(x)) or _find_local_state(x) for x in some]
+
+    parts = [locations[i : i + _TOGETHER] for i in range(0, len(locations), _TOGETHER)]
+    with ThreadPoolExecutor(remote.THREADS) as pool:  # network file systems take a moment for each
+        return [state for states in pool.map(find, parts) for state in states]
+
+
+def _find_local_state(location: Location) -> FileState:
+    path = local_path(location)
+    assert path is not None
+    try:
+        return FileState(path.stat().st_size)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return FileState()
+        raise
 
 
 def names_in(folder: Location) -> list[str]:
@@ -183,7 +226,10 @@ def remove(location: Location) -> None:
 
 
 def remove_folder(folder: Location) -> None:
-    """Remove a folder and all that is in it, if it is there."""
+    """Remove a folder and all that is in it, if it is there.
+
+    What another process writes meanwhile may stay, and is removed when that one ends.
+    """
     path = local_path(folder)
     if path is None:
         remote.remove_folder(folder)
@@ -191,13 +237,30 @@ def remove_folder(folder: Location) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def temporary_stem(name: str) -> str | None:
-    """``shard-00000`` for ``.shard-00000.0123456789ab.tmp.tar``, what a killed writer left behind.
+def final_name(name: str) -> str | None:
+    """``shard-00000.tar`` for ``.shard-00000.0123456789ab.tmp.tar``, a temporary file's name.
 
     None where the name is not one of a temporary file of this module.
     """
     match = _TEMPORARY.fullmatch(name)
-    return match["stem"] if match else None
+    return f"{match['stem']}{match['suffix'] or ''}" if match else None
+
+
+def remove_leftovers(locations: Iterable[Location]) -> None:
+    """Remove what killed writers of these files left beside them; see the module's docstring.
+
+    One listing a folder. A folder that is not there has nothing left in it.
+    """
+    names: dict[str, set[str]] = {}
+    for location in locations:
+        text = os.fspath(location)
+        name = text.rpartition("/")[2]
+        names.setdefault(text[: len(text) - len(name)], set()).add(name)
+    for folder, finals in names.items():
+        with suppress(FileNotFoundError):
+            for name in names_in(folder):
+                if final_name(name) in finals:
+                    remove(f"{folder}{name}")
 
 
 @contextmanager
@@ -244,8 +307,36 @@ def atomic_file(location: Location, *, replace: bool = True) -> Iterator[Path]:
 
 def write(location: Location, data: bytes) -> None:
     """Write a small file atomically; what was there is replaced."""
-    with atomic_file(location) as path:
-        path.write_bytes(data)
+    write_by(location, lambda path: path.write_bytes(data))
+
+
+def write_by(location: Location, fill: Callable[[Path], object], *, replace: bool = True) -> None:
+    """Write a file atomically, and again where another process removed it before its rename.
+
+    Args:
+        location: path or URL.
+        fill: writes the file at the temporary path that it gets; may be called again.
+        replace: whether a file that is there is replaced.
+
+    Raises:
+        FileExistsError: there is a file, and ``replace`` is false.
+        OSError: it cannot be written.
+    """
+    for left in reversed(range(WRITES)):
+        try:
+            with atomic_file(location, replace=replace) as path:
+                fill(path)
+            return
+        except OSError as error:
+            if not left or not is_gone(error):
+                raise
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether a file or its folder was removed by another process while it was in use."""
+    return isinstance(error, FileNotFoundError) or (
+        isinstance(error, OSError) and error.errno == errno.ESTALE  # NFS, of a file that is open
+    )
 
 
 def create(location: Location, data: bytes) -> None:
@@ -259,8 +350,7 @@ def create(location: Location, data: bytes) -> None:
     """
     if exists(location):
         raise FileExistsError(os.fspath(location))
-    with atomic_file(location, replace=False) as path:
-        path.write_bytes(data)
+    write_by(location, lambda path: path.write_bytes(data), replace=False)
 
 
 def _temporary_name(name: str) -> str:

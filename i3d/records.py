@@ -6,14 +6,17 @@ it: ``head -n -2 FILE | sha256sum``. Reading builds the dataclass by its type hi
 does not fit; sizes are bounded.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
+import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import IO, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from i3d.errors import DatasetError, UsageError
 
@@ -22,16 +25,33 @@ MAX_TEXT = 1 << 13  # characters
 _MAX_ITEMS = 1 << 24
 _MAX_INTEGER = 1 << 53
 
+REDO = "delete it and run the same command again"  # what a part of a job's work is made again by
+
 SEAL = ' "sha256": "{}"\n}}\n'
 _SEAL_BYTES = len(SEAL.format("")) + 64
 
 _T = TypeVar("_T")
+_ADDED = "i3d.added"
+
+
+def added() -> Any:
+    """A dataclass's field that its format had not from the start: left out where it is None."""
+    return dataclasses.field(default=None, metadata={_ADDED: True})
+
+
+@cache
+def _added_fields(cls: type) -> frozenset[str]:
+    return frozenset(field.name for field in fields(cls) if _ADDED in field.metadata)
 
 
 def plain(value: Any) -> Any:
     """Dataclasses as dicts and tuples as lists, all the way down; mappings by sorted keys."""
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        optional = _added_fields(cast(type, type(value)))
+        items = ((field.name, getattr(value, field.name)) for field in fields(value))
+        return {
+            name: plain(item) for name, item in items if item is not None or name not in optional
+        }
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     if isinstance(value, Mapping):
@@ -50,7 +70,9 @@ def _lines(value: Any, indent: str) -> str:
 def seal(kind: str, value: Any) -> bytes:
     """A dataclass as JSON, one field a line, with the format first and the seal last."""
     document = {"format": kind, **plain(value)}
-    head = "".join(f" {json.dumps(name)}: {_lines(v, ' ')},\n" for name, v in document.items())
+    head = "".join(
+        f" {json.dumps(name, allow_nan=False)}: {_lines(v, ' ')},\n" for name, v in document.items()
+    )
     head = "{\n" + head
     return (head + SEAL.format(hashlib.sha256(head.encode()).hexdigest())).encode("ascii")
 
@@ -62,21 +84,22 @@ def split_seal(data: bytes) -> tuple[bytes, str]:
     return head, digest if tail == SEAL.format(digest).encode("ascii") else ""
 
 
-def read_sealed(kind: str, cls: type[_T], data: bytes, where: str) -> _T:
-    """Read what `seal` wrote."""
+def read_sealed(kind: str | Sequence[str], cls: type[_T], data: bytes, where: str) -> _T:
+    """Read what `seal` wrote; of one of several formats, the newest last."""
     head, digest = split_seal(data)
     if not digest:
         raise DatasetError(f"{where} is damaged or was edited: its seal does not match; restore it")
     return parse(kind, cls, head.removesuffix(b",\n") + b"}", where)
 
 
-def parse(kind: str, cls: type[_T], data: bytes, where: str) -> _T:
-    """A dataclass from a JSON object of this format with exactly its fields."""
+def parse(kind: str | Sequence[str], cls: type[_T], data: bytes, where: str) -> _T:
+    """A dataclass from a JSON object of this format, or one of these, with exactly its fields."""
+    kinds = (kind,) if isinstance(kind, str) else tuple(kind)
     try:
         document = json.loads(data)
         found = document.pop("format", None) if isinstance(document, dict) else None
-        if found != kind:
-            raise DatasetError(f"format {found!r:.50} is not {kind!r}; update i3d to read it")
+        if found not in kinds:
+            raise DatasetError(f"format {found!r:.50} is not {kinds[-1]!r}; update i3d to read it")
         return cast(_T, _build(cls, document, ""))
     except (ValueError, RecursionError) as e:  # a DatasetError is a ValueError
         raise DatasetError(f"{where}: {e}") from e
@@ -121,8 +144,9 @@ def _build(hint: Any, value: Any, name: str) -> Any:
     expected = getattr(hint, "__name__", str(hint))
     if isinstance(hint, type) and is_dataclass(hint):
         hints = _hints(hint)
-        if type(value) is dict and value.keys() == hints.keys():
-            return hint(**{key: _build(h, value[key], key) for key, h in hints.items()})
+        names = set(value) if type(value) is dict else set()
+        if hints.keys() - _added_fields(hint) <= names <= hints.keys():
+            return hint(**{key: _build(hints[key], item, key) for key, item in value.items()})
         expected = f"an object with {', '.join(hints)}"
     elif type(value) is hint:
         if hint is str and len(value) <= MAX_TEXT:
@@ -132,6 +156,58 @@ def _build(hint: Any, value: Any, name: str) -> Any:
         if hint is bool or (hint is float and math.isfinite(value)):
             return value
     raise DatasetError(f"{name or 'the whole'} is {value!r:.50}; expected {expected}")
+
+
+# --- archives of arrays ---------------------------------------------------------------------------
+
+_ARCHIVE_SEAL_BYTES = 64
+_BLOCK_BYTES = 1 << 20
+
+
+def seal_archive(file: IO[bytes]) -> None:
+    """Seal a ``.npz``, or another zip archive: its comment becomes the SHA-256 of all before it.
+
+    So ``head -c -64 FILE | sha256sum`` prints what ``tail -c 64 FILE`` does.
+
+    Args:
+        file: open for reading and writing.
+    """
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = bytes(_ARCHIVE_SEAL_BYTES)
+    digest = _digest_archive(file)
+    file.seek(-_ARCHIVE_SEAL_BYTES, os.SEEK_END)
+    file.write(digest)
+
+
+def check_archive(file: IO[bytes], where: str) -> None:
+    """Refuse an archive that is not as `seal_archive` left it; the file then stands at its start.
+
+    Raises:
+        DatasetError: it is damaged or was edited.
+    """
+    digest = _digest_archive(file)
+    if file.read(_ARCHIVE_SEAL_BYTES + 1) != digest:
+        raise DatasetError(f"{where} is damaged or was edited: its seal does not match; {REDO}")
+    size = file.tell()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise DatasetError(f"{where} is damaged ({error}); {REDO}") from error
+    if unpacked > size:  # it would fill the memory; ours are not compressed
+        raise DatasetError(f"{where} would unpack to {unpacked:,} bytes from {size:,}; {REDO}")
+    file.seek(0)
+
+
+def _digest_archive(file: IO[bytes]) -> bytes:
+    """SHA-256 of all but the seal, before which the file then stands; hexadecimal."""
+    left = max(file.seek(0, os.SEEK_END) - _ARCHIVE_SEAL_BYTES, 0)
+    file.seek(0)
+    sha256 = hashlib.sha256()
+    while left and (block := file.read(min(left, _BLOCK_BYTES))):
+        sha256.update(block)
+        left -= len(block)
+    return sha256.hexdigest().encode("ascii")
 
 
 # --- settings that a job was begun with -----------------------------------------------------------
@@ -153,12 +229,13 @@ def differences(
     ]
 
 
-def refuse_other_settings(where: Any, lines: Sequence[str]) -> None:
+def refuse_other_settings(where: Any, lines: Sequence[str], *, what: str = "settings") -> None:
     """Refuse to go on with a job that was begun with other settings.
 
     Args:
         where: what holds the work done so far.
         lines: what `differences` found; nothing is refused where it is empty.
+        what: the differences are of these.
 
     Raises:
         UsageError: names the differences.
@@ -167,8 +244,8 @@ def refuse_other_settings(where: Any, lines: Sequence[str]) -> None:
         return
     more = f" (and {len(lines) - _SHOWN} more)" if len(lines) > _SHOWN else ""
     raise UsageError(
-        f"{where} was begun with other settings: {'; '.join(lines[:_SHOWN])}{more}. Use the same "
-        "settings, or another output"
+        f"{where} was begun with other {what}: {'; '.join(lines[:_SHOWN])}{more}. Use the same "
+        f"{what}, or another output"
     )
 
 
@@ -178,9 +255,9 @@ def _spoken(settings: Mapping[str, Any], name: str) -> str:
     value = settings[name]
     if isinstance(value, str) and len(value) == 64:
         value = f"{value[:12]}..."  # a SHA-256
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=True)  # shown, never written
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(value, sort_keys=True, allow_nan=True)  # compared, never written

@@ -125,6 +125,19 @@ def size(url: str) -> int:
     return total
 
 
+def find_state(url: str) -> tuple[int | None, str | None]:
+    """Size in bytes and ETag of a file, where the server says; (None, None) of an absent one."""
+
+    def ask() -> tuple[int | None, str | None]:
+        with Session() as session, _get(url, session, 0, 1) as response:
+            return _total_of(response), response.headers.get("ETag")
+
+    try:
+        return _patiently(url, ask)
+    except FileNotFoundError:
+        return None, None
+
+
 def is_dir(url: str) -> bool:
     """Whether the server shows a page with links to what is in a folder."""
     try:

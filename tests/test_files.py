@@ -2,12 +2,14 @@
 
 import errno
 import os
+import shutil
 import socket
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from i3d import files
+from i3d import files, remote, web
 from i3d.errors import StorageError
 
 
@@ -94,13 +96,110 @@ def test_read_range(folder):
     assert files.names_in(folder) == []
 
 
-def test_temporary_stem(tmp_path):
-    with files.atomic_path(tmp_path / "shard-00000.tar") as path:
-        path.touch()
-        assert files.temporary_stem(path.name) == "shard-00000"
-        assert path.suffix == ".tar"
+def test_final_name(tmp_path):
+    for name in ("shard-00000.tar", "x.npy.json", "without"):
+        with files.atomic_path(tmp_path / name) as path:
+            path.touch()
+            assert files.final_name(path.name) == name
+            assert path.name.endswith((tmp_path / name).suffix)  # writers look at it
     for name in ("shard-00000.tar", ".hidden", ".a.tmp.tar", ".a.0123.tmp.tar"):
-        assert files.temporary_stem(name) is None
+        assert files.final_name(name) is None
+
+
+@pytest.mark.parametrize("times", [1, 2, files.WRITES])
+def test_a_writer_whose_temporary_file_is_removed_writes_again(tmp_path, times):
+    """By another run of the same job, which is over and tidies up; or with its folder."""
+    name, calls = tmp_path / "folder" / "a.bin", []
+
+    def fill(path):
+        path.write_bytes(b"whole")
+        calls.append(path)
+        if len(calls) <= times:
+            shutil.rmtree(name.parent) if len(calls) % 2 else files.remove_leftovers([name])
+
+    if times == files.WRITES:  # something else is at work here
+        with pytest.raises(FileNotFoundError):
+            files.write_by(name, fill)
+        return
+    files.write_by(name, fill)
+    assert len(calls) == times + 1 and len(set(calls)) == len(calls)
+    assert name.read_bytes() == b"whole"
+    assert [p.name for p in name.parent.iterdir()] == ["a.bin"]
+
+
+def test_leftovers_of_these_files_alone_are_removed(folder):
+    left = ".a.0123456789ab.tmp.npz"
+    for place in (folder, files.join(folder, "inner")):
+        for name in (left, ".b.0123456789ab.tmp.npz", ".a.0123456789ab.tmp", "a.npz", ".a.tmp.npz"):
+            files.write(files.join(place, name), b"")
+    files.remove_leftovers([files.join(folder, "a.npz"), files.join(folder, "absent", "a.npz")])
+    assert left not in files.names_in(folder)
+    assert {".b.0123456789ab.tmp.npz", "a.npz", ".a.tmp.npz"} < set(files.names_in(folder))
+    assert left in files.names_in(files.join(folder, "inner"))
+
+
+def test_leftovers_beside_a_file_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".a.0123456789ab.tmp.npz").touch()
+    files.remove_leftovers(["a.npz"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_states_of_many_files(folder):
+    names = [files.join(folder, "inner", f"{i}.mp4") for i in range(3)]
+    for i, name in enumerate(names):
+        files.write(name, bytes(i))
+    absent = files.join(folder, "inner", "absent.mp4")
+    found = files.find_states([*names, absent, names[1]])
+    assert [state.size for state in found] == [0, 1, 2, None, 1]
+
+
+class Server(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        name = self.path.rpartition("/")[2]
+        self.send_response({"a.mp4": 200, "long.mp4": 200, "absent.mp4": 404}.get(name, 503))
+        self.send_header("Content-Length", "1234")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", '"x"' if name == "a.mp4" else "y" * 999)
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_):
+        pass
+
+
+def test_states_over_http_have_the_etag(monkeypatch):
+    monkeypatch.setattr(web, "PATIENCE_SECONDS", 0.2)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/videos"
+        found = files.find_states([f"{url}/{n}.mp4" for n in ("a", "long", "absent")])
+        assert found == [(1234, '"x"'), (1234, None), (None, None)]
+        with pytest.raises(OSError, match="503"):  # which tells nothing of the file
+            files.find_states([f"{url}/broken.mp4"])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_folder_on_a_server_is_listed_once(monkeypatch):
+    names = [f"memory://states/{i % 2}/{i}.mp4" for i in range(40)]
+    for name in names:
+        files.write(name, b"123")
+    calls = []
+    memory = type(remote.filesystem("memory://states")[0])
+    for method in ("ls", "info"):
+        real = getattr(memory, method)
+
+        def counted(self, path, *rest, _real=real, _method=method, **more):
+            calls.append((_method, path))
+            return _real(self, path, *rest, **more)
+
+        monkeypatch.setattr(memory, method, counted)
+    assert {state.size for state in files.find_states(names)} == {3}
+    assert sorted(calls) == [("ls", "/states/0"), ("ls", "/states/1")]
 
 
 def special(folder, kind):

@@ -24,6 +24,7 @@ ALLOWED = {
     "copies": GROUND,
     "web": GROUND | {"copies"},
     "remote": GROUND | {"copies", "web"},
+    "spreadsheet": GROUND,
     "files": GROUND | {"remote"},
     "command": GROUND,
     "console": GROUND | {"files"},
@@ -35,7 +36,17 @@ ALLOWED = {
     "metrics": GROUND,
     "report": GROUND | {"files"},
     "data": GROUND
-    | {"records", "files", "presets", "classes", "parallel", "video", "flow", "clips"},
+    | {
+        "records",
+        "spreadsheet",
+        "files",
+        "presets",
+        "classes",
+        "parallel",
+        "video",
+        "flow",
+        "clips",
+    },
     "models": GROUND | {"records", "files", "presets", "classes", "console", "web"},
 }
 BELOW = set(ALLOWED)

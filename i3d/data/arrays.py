@@ -3,8 +3,11 @@
 They come from outside: no pickle is loaded, and what would fill the disk is refused.
 """
 
+import errno
 import os
 import shutil
+import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,6 +24,9 @@ from i3d.errors import DatasetError, StorageError, UsageError
 
 SUFFIXES = (".npy", ".npz")
 MAX_MEMBERS = 64  # arrays in an .npz
+MAX_HEADER_BYTES = 10_000  # NumPy's own limit, which it applies to what it has read
+REMEDY = "save it again with numpy.save, numpy.savez or numpy.savez_compressed"
+_ENCRYPTED = 1  # in a member's flags
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,11 @@ def open_arrays(location: files.Location) -> Iterator[Arrays]:
     """
     where = os.fspath(location)
     with readable(where):
-        if files.exists(where):
-            files.check_regular(where)
-        else:
+        if not files.exists(where):
             raise DatasetError(f"{where}: no such file")
+        if files.is_dir(where):
+            raise DatasetError(f"{where} is a folder; .npy and .npz are files of arrays")
+        files.check_regular(where)
     with TemporaryDirectory(prefix="i3d-") as folder:
         suffix = where.rpartition(".")[2].lower()
         path = files.local_path(where)
@@ -85,19 +92,58 @@ def _unpack(path: Path, folder: Path, where: str) -> dict[str, Path]:
     """The arrays of an ``.npz`` as files that can be mapped."""
     paths: dict[str, Path] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _readable_zip(where), zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            if not 1 <= len(members) <= MAX_MEMBERS:
-                raise DatasetError(f"{where}: {len(members)} arrays; 1 to {MAX_MEMBERS} are read")
-            _check_room(sum(member.file_size for member in members), folder, where)
-            for i, member in enumerate(members):
-                name = member.filename.removesuffix(".npy")
-                paths[name] = folder / f"{i}.npy"  # never a name from the archive
-                with archive.open(member) as source, paths[name].open("wb") as target:
-                    shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DatasetError(f"{where}: not a readable .npz file ({error})") from error
+    except FileNotFoundError:
+        raise DatasetError(f"{where}: no such file") from None
+    if not 1 <= len(members) <= MAX_MEMBERS:
+        raise DatasetError(f"{where}: {len(members)} arrays; 1 to {MAX_MEMBERS} are read")
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        if reason := _refusal(member, name in paths):
+            raise DatasetError(f"{where}: {member.filename!r:.80} {reason}; {REMEDY}")
+        paths[name] = folder / f"{len(paths)}.npy"  # never a name from the archive
+    _check_room(sum(member.file_size for member in members), folder, where)
+    with zipfile.ZipFile(path) as archive:
+        for member, target_path in zip(members, paths.values(), strict=True):
+            with (
+                _readable_zip(f"{where}: {member.filename!r:.80}"),
+                archive.open(member) as source,
+                target_path.open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target)
     return paths
+
+
+def _refusal(member: zipfile.ZipInfo, again: bool) -> str | None:
+    """Why a member of an ``.npz`` is none that NumPy writes; None where it is one."""
+    if not member.filename.endswith(".npy"):
+        return "is no array (its name does not end in .npy)"
+    if again:
+        return "is there twice"
+    if member.flag_bits & _ENCRYPTED:
+        return "is encrypted"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # the others' decompressors give back as much as they like at a time
+        return f"is compressed by method {member.compress_type}, and NumPy has Deflate alone"
+    return None
+
+
+@contextmanager
+def _readable_zip(what: str) -> Iterator[None]:
+    """Say of what `zipfile` cannot read, for which it has half a dozen errors, that it is damaged.
+
+    What the disk says has a number and stays what it is.
+    """
+    try:
+        yield
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        reason = f"{error}" or type(error).__name__
+        raise DatasetError(f"{what}: not a readable .npz file ({reason:.200}); {REMEDY}") from error
+    except (NotImplementedError, RuntimeError) as error:
+        raise DatasetError(f"{what}: not a readable .npz file ({error}); {REMEDY}") from error
 
 
 def _check_room(needed: int, folder: str | Path, where: str) -> None:
@@ -120,11 +166,35 @@ def map_array(path: Path, name: str) -> np.ndarray:
         DatasetError: a pickle, not an array, or empty.
     """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, OSError) as error:
+        _check_header(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that overflow, and of Python 2's headers
+            array = np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        if error.errno is not None and error.errno not in (errno.EINVAL, errno.ENOMEM):
+            raise  # the disk's
+        raise DatasetError(f"{name} is not a readable array ({error}); {REMEDY}") from error
+    except Exception as error:  # NumPy parses headers as Python does, which has a dozen kinds
         if "Python objects" in str(error):
-            raise DatasetError(f"{name} holds a pickle, which is never loaded") from None
-        raise DatasetError(f"{name} is not a readable array ({error})") from error
-    if array.size == 0:
-        raise DatasetError(f"{name} is empty: {array.shape}")
+            raise DatasetError(f"{name} holds a pickle, which is never loaded; {REMEDY}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DatasetError(f"{name} is not a readable array ({reason}); {REMEDY}") from error
+    if array.nbytes == 0:
+        raise DatasetError(f"{name} is empty: {array.dtype} {array.shape}")
     return array
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what NumPy would read a header of gigabytes of, before it looks at it.
+
+    Raises:
+        ValueError: no ``.npy`` file, or a header that is longer than any.
+    """
+    with path.open("rb") as file:
+        start = file.read(12)
+    version = tuple(start[6:8])
+    if start[:6] != np.lib.format.MAGIC_PREFIX or version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"it begins with {start[:8]!r}, as no .npy file does")
+    size = int.from_bytes(start[8:10] if version == (1, 0) else start[8:12], "little")
+    if size > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {size} bytes; at most {MAX_HEADER_BYTES} are read")

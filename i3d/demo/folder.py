@@ -56,6 +56,12 @@ class Folder:
         """The page of the whole demo."""
         return self.root / "index.html"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them that are no folders."""
+        single = (self.settings, self.classes, self.sequence, self.report)
+        return (*single, self.evaluation_page, self.page, *map(self.checkpoint, STREAMS))
+
     def checkpoint(self, stream: Stream) -> Path:
         """A network."""
         return self.root / f"{stream}.safetensors"
@@ -92,7 +98,7 @@ def open_folder(root: Path, *, seed: int, per_class: int, checkpoints: Path) -> 
                 ".safetensors files"
             )
     folder = Folder(root)
-    settings = json.dumps({"seed": seed, "per_class": per_class}) + "\n"
+    settings = json.dumps({"seed": seed, "per_class": per_class}, allow_nan=False) + "\n"
     if folder.settings.exists():
         there = folder.settings.read_text()
         if there != settings:
@@ -101,7 +107,7 @@ def open_folder(root: Path, *, seed: int, per_class: int, checkpoints: Path) -> 
                 "--seed and --per-class, or name another folder"
             )
     elif root.exists():
-        others = [p.name for p in root.iterdir() if files.temporary_stem(p.name) is None]
+        others = [p.name for p in root.iterdir() if files.final_name(p.name) is None]
         if others:
             raise UsageError(
                 f"{root} holds something else ({min(others)}, and no {folder.settings.name}); name "

@@ -97,6 +97,7 @@ def run_demo(
     released = _fetch_released(journal)
     demo = replace(demo, released=released, steps=tuple(journal.steps))
     write_index(demo)
+    files.remove_leftovers(folder.files)
     click.echo(f"{folder.page}: open it in a browser ({demo.seconds:.0f} s in all)")
     click.echo(str(released))
     return demo

@@ -300,10 +300,11 @@ def render_dataset(
         raise UsageError(f"{least}, seed={seed} at least 0")
     for action in actions:
         check_action(action)
-    jobs = []
+    jobs, paths = [], []
     for number in range(per_class):
         for action in actions:
             path = Path(folder) / action / f"{action.replace(' ', '-')}-{number:04d}.mp4"
+            paths.append(path)
             if not path.exists():
                 place = [seed, ALL_ACTIONS.index(action), number]
                 state = np.random.SeedSequence(place).generate_state(2)
@@ -313,6 +314,7 @@ def render_dataset(
         for done, (path, mp4) in enumerate(_render_all(jobs, workers=workers), start=1):
             files.write(path, mp4)
             bar.update(done)
+    files.remove_leftovers(paths)
     return len(jobs)
 
 

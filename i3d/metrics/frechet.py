@@ -409,7 +409,10 @@ def kernel_distance(one: np.ndarray, other: np.ndarray) -> float:
         / (len(z) * (len(z) - 1))
         for z in (x, y)
     ]
-    return within[0] + within[1] - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+    value = within[0] + within[1] - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+    if not math.isfinite(value):
+        raise I3DError(f"the kernel distance is {value}: features hold NaN or are too large")
+    return value
 
 
 def _kernel(products: np.ndarray, dimensions: int) -> Any:

@@ -9,13 +9,12 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import IO, Any, get_args
 
 import numpy as np
 import torch
 from safetensors.torch import load as load_bytes
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from i3d import files
 from i3d.classes import CLASS_LISTS, ClassList
@@ -244,12 +243,12 @@ def _read_header(f: IO[bytes]) -> bytes:
     return f.read(size)
 
 
-def write_safetensors(weights: Weights, path: Path) -> None:
+def write_safetensors(weights: Weights, location: files.Location) -> None:
     """Write weights to a ``.safetensors`` file, atomically."""
     # One metadata entry: safetensors writes several in no fixed order, and files should be equal.
-    metadata = {"i3d": json.dumps(plain(weights.config), sort_keys=True)}
-    with files.atomic_path(path) as temporary:
-        save_file(weights.tensors, temporary, metadata=metadata)
+    metadata = {"i3d": json.dumps(plain(weights.config), sort_keys=True, allow_nan=False)}
+    # not save_file, whose files their owner alone may read
+    files.write(location, save(weights.tensors, metadata=metadata))
 
 
 # --- tensors from outside -------------------------------------------------------------------------

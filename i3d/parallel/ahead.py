@@ -4,7 +4,6 @@ PyTorch's DataLoader does the work. What it lacks is here: workers that end with
 errors that say what to do, and a look at the shared memory before it is too small.
 """
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from i3d.errors import DatasetError, I3DError, UsageError, VideoError
-from i3d.parallel.process import end_with_parent
+from i3d.parallel.process import end_with_parent, interrupts_wait, start_fork_server
 
 if TYPE_CHECKING:
     import torch
@@ -159,31 +158,33 @@ def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
     Raises:
         I3DError: an item's ``fatal``, or a worker died.
     """
+    import torch
     from torch.utils.data import DataLoader
 
     options: dict[str, Any] = {}
-    if workers:
-        # Not fork: HDFS clients, CUDA and OpenMP do not survive it. The server imports torch once
-        # for all workers.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.utils.data", type(dataset).__module__])
-        # Workers make their sockets below this process's temporary folder, which it removes at its
-        # end, and not in folders of their own, which stay if they are killed.
-        util.get_temp_dir()
-        options = {
-            "multiprocessing_context": context,
-            "prefetch_factor": PREFETCH,
-            "worker_init_fn": _start_worker,
-        }
-    loader: Any = DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_Parcel if workers else _pass_on,
-        pin_memory=pin,
-        **options,
-    )
-    items = iter(loader)
+    with interrupts_wait():
+        if workers:
+            # Not fork: HDFS clients, CUDA and OpenMP do not survive it. The server imports torch
+            # once for all workers, which make their sockets below this process's temporary folder:
+            # it removes that at its end, where those of killed workers would stay.
+            util.get_temp_dir()
+            options = {
+                "multiprocessing_context": start_fork_server(
+                    ["torch.utils.data", type(dataset).__module__]
+                ),
+                "prefetch_factor": PREFETCH,
+                "worker_init_fn": _start_worker,
+            }
+        loader: Any = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_Parcel if workers else _pass_on,
+            pin_memory=pin,
+            generator=torch.Generator(),  # for the workers' seeds; the caller's numbers stay his
+            **options,
+        )
+        items = iter(loader)  # starts the workers
     while True:
         try:
             item = next(items)

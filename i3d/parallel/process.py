@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
+from typing import Any
 
 from i3d.parallel.world import World
 
@@ -26,6 +28,49 @@ def terminated_cleanly() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block.
+
+    For the start of worker processes: those whose parent ends before they have begun complain of it
+    at length. Outside the main thread, which is not interrupted, it does nothing.
+    """
+    came: list[int] = []
+    previous: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, lambda got, _: came.append(got))
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for waited, handler in previous.items():
+            signal.signal(waited, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+def start_fork_server(modules: Sequence[str]) -> multiprocessing.context.ForkServerContext:
+    """Start the process that worker processes are forked from, unless it is there.
+
+    Ctrl-C, which a terminal sends to all processes, does not reach it while it imports.
+
+    Args:
+        modules: names of what it imports once for all workers.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    resource_tracker.ensure_running()  # first: it unblocks Ctrl-C in this thread
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))  # its children inherit it
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return context
 
 
 def count_cores(world: World) -> int:

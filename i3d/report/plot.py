@@ -53,8 +53,9 @@ def draw_plot(output: files.Location, *, inches: tuple[float, float]) -> Iterato
 
     figure = Figure(figsize=inches, layout="constrained")
     yield figure
-    with files.atomic_file(output) as path:
-        figure.savefig(path, dpi=DOTS_PER_INCH, format=_suffix(output))
+    files.write_by(
+        output, lambda path: figure.savefig(path, dpi=DOTS_PER_INCH, format=_suffix(output))
+    )
 
 
 def style_axes(*plots: Any) -> None:

@@ -8,6 +8,7 @@ Frames were chosen and are scaled as they were, which the preset's name says
 """
 
 import os
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from i3d import files
 from i3d.clips import dequantize_flow, quantize_flow
 from i3d.console import choose_teller, show
 from i3d.data.chainer import ChainerDataset, is_chainer_folder, open_chainer_folder
-from i3d.data.shards import Manifest, PictureWriter, plan_shards
+from i3d.data.shards import Manifest, PictureWriter, PlannedSample, plan_shards
 from i3d.data.shards.pictures import encode_flow, encoding_parameters, encoding_versions
 from i3d.errors import DatasetError, UsageError
 from i3d.parallel.pool import Result, WorkerPool, temporary_file
@@ -95,7 +96,11 @@ def convert_shards(
 
 
 def make_manifest(dataset: ChainerDataset, *, clips_per_shard: int = CLIPS_PER_SHARD) -> Manifest:
-    """The plan of the new shards; it depends on the old folder and the settings alone."""
+    """The plan of the new shards; it depends on the old folder and the settings alone.
+
+    Raises:
+        OSError: the server or the disk fails when it is asked for the zips' sizes.
+    """
     old = dataset.manifest
     parameters = {
         "fps": CHAINER_I3D_CONVERTED.fps,
@@ -114,8 +119,22 @@ def make_manifest(dataset: ChainerDataset, *, clips_per_shard: int = CLIPS_PER_S
         streams=old.streams,
         parameters={**old.parameters, **parameters},
         versions={"i3d": VERSION, **encoding_versions(old.streams)},
-        shards=plan_shards(old.samples(), clips_per_shard=clips_per_shard),
+        shards=plan_shards(_with_sizes(dataset), clips_per_shard=clips_per_shard),
     )
+
+
+def _with_sizes(dataset: ChainerDataset) -> list[PlannedSample]:
+    """The samples with the sizes of their zips, and the ETag of those in one."""
+    zips = {sample.key: dataset.find_zips(sample.key) for sample in dataset.manifest.samples()}
+    every = list(dict.fromkeys(name for names in zips.values() for name in names))
+    found = dict(zip(every, files.find_states(every), strict=True))
+    samples = []
+    for sample in dataset.manifest.samples():
+        states = [found[name] for name in zips[sample.key]]
+        sizes = [state.size for state in states if state.size is not None]
+        etag = states[0].etag if len(states) == 1 else None
+        samples.append(replace(sample, file_bytes=sum(sizes), etag=etag))
+    return samples
 
 
 def encode_sample(key: str, *, dataset: ChainerDataset) -> Result:

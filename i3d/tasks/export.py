@@ -122,7 +122,9 @@ def export(
     network = build(weights)
     sha256 = fingerprint(weights)
     metadata = json.dumps(
-        {**describe(network, precision=precision), "weights_sha256": sha256}, ensure_ascii=False
+        {**describe(network, precision=precision), "weights_sha256": sha256},
+        ensure_ascii=False,
+        allow_nan=False,
     )
     write = _write_onnx if suffix == ".onnx" else _write_pt2
     with files.atomic_file(target) as temporary:

@@ -111,6 +111,15 @@ class Network:
         """What it looks at."""
         return self.model.stream
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.used.name or f"the {self.stream} network"
+
+    def explain_overflow(self, rows: np.ndarray) -> str | None:
+        """Why its rows of a video, of any shape, are no result; None where all are finite."""
+        return explain_overflow(rows, self.title, self.precision)
+
     def compute(self, clips: torch.Tensor, endpoint: str = "logits") -> torch.Tensor:
         """Rows float32 (B, ...) of clips (B, C, T, H, W) on the network's device.
 
@@ -169,6 +178,28 @@ def full_float32(*, benchmark: bool | None = None) -> Iterator[None]:
         if benchmark is not None:
             change(cudnn, "benchmark", benchmark)
         yield
+
+
+def explain_overflow(
+    rows: np.ndarray, network: str, precision: str, *, remedy: str = "use --precision fp32"
+) -> str | None:
+    """Why a network's rows are no result: NaN or infinity in them. None where all are finite.
+
+    Args:
+        rows: of one video, any shape.
+        network: what messages call it.
+        precision: ``fp32``, or what the arithmetic was reduced to.
+        remedy: what to do where it was.
+    """
+    if np.isfinite(rows).all():
+        return None
+    found = "NaN" if np.isnan(rows).any() else "infinity"
+    if precision != "fp32":
+        return f"{network} gives {found} at {precision}, which overflowed; {remedy}"
+    return (
+        f"{network} gives {found}: its weights are damaged, or of a training that diverged; fetch "
+        "or convert it again, or use another"
+    )
 
 
 def load_network(
@@ -251,7 +282,7 @@ def load_networks(
     for checkpoint in checkpoints:
         network = load_network(checkpoint, device=device, precision=precision, progress=progress)
         if network.stream in networks:
-            names = networks[network.stream].used.name, network.used.name
+            names = networks[network.stream].title, network.title
             raise UsageError(
                 f"{names[0]} and {names[1]} are both for {network.stream}; give one a stream"
             )
@@ -276,7 +307,7 @@ def common_preset(networks: Mapping[Stream, Network], shards: str | None) -> Pre
     for network in networks.values():
         if not find_preset(network.model.preset).fits(expected):
             raise CheckpointError(
-                f"{network.used.name} was made for preset {network.model.preset}, and "
+                f"{network.title} was made for preset {network.model.preset}, and "
                 f"{'the shards' if shards else 'the other checkpoint'} for {expected.name}"
             )
     return expected

@@ -116,7 +116,8 @@ def equal(one, other, **tolerance):
 
 
 def assert_same_run(one, other):
-    for name in ("log.csv", "validation.csv", "last.safetensors", "best.safetensors"):
+    names = "log.csv", "validation.csv", "last.safetensors", "best.safetensors", "state.pt"
+    for name in names:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     mine, theirs = read_state(one), read_state(other)
     assert mine["position"] == theirs["position"]

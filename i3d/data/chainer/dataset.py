@@ -210,6 +210,10 @@ class ChainerDataset:
         """Why a video cannot be used, where that was seen at once."""
         return self._failures.get(key)
 
+    def find_zips(self, key: str) -> tuple[str, ...]:
+        """The locations of the zips that hold a video."""
+        return tuple(self._places[key].zips.values())
+
     def find_pictures(self, stream: Stream) -> dict[str, bool]:
         """Key of every readable video -> whether it has pictures of a stream."""
         keys = [key for key in self._places if key not in self._failures]

@@ -31,13 +31,15 @@ class Placement:
     Attributes:
         starts: stream -> first frame of each clip.
         corners: (top, left) of each crop, pixels.
+        damage: what was lost of the video as far as it was decoded, or None.
     """
 
     starts: dict[Stream, tuple[int, ...]]
     corners: tuple[tuple[int, int], ...]
+    damage: str | None = None
 
 
-# stream -> uint8 (T, h, w, C), flow as stored; and where the views are in them
+# stream -> uint8 (T, h, w, C), flow as stored; where the views are in them, and what was lost
 ViewPixels = tuple[dict[str, np.ndarray], Placement]
 
 
@@ -152,7 +154,7 @@ class ShardClips:
             starts[stream] = views.starts(sample.count(stream))
             last = _last(starts[stream], views)
             arrays[stream] = sample.decode(stream, 0, last, box=region.box)
-        return arrays, Placement(starts, region.corners)
+        return arrays, Placement(starts, region.corners, sample.info.damage)
 
     def thumbnail(self, i: int) -> np.ndarray:
         """See `ClipSource`."""
@@ -183,7 +185,8 @@ class VideoClips:
         self.keys = tuple(video.key for video in self.videos)
         self.labels = _place((video.index for video in self.videos), positions)
 
-    def _frames(self, i: int, most: int | None = None) -> np.ndarray:
+    def _frames(self, i: int, most: int | None = None) -> tuple[np.ndarray, str | None]:
+        """Uint8 (T, H, W, 3), and what was lost of the file as far as it was decoded."""
         from i3d.video import VideoReader
 
         video = self.videos[i]
@@ -199,16 +202,18 @@ class VideoClips:
             short_side=self.preset.short_side,
         ) as reader:
             frames = list(islice(reader, most))
+            damage = reader.damage
         if not frames:
             raise VideoError(f"{video.location}: no frames")
-        return np.stack(frames)
+        where = f"{video.location}: "  # the key says it
+        return np.stack(frames), None if damage is None else damage.removeprefix(where)
 
     def read(self, i: int, *, streams: Sequence[Stream], views: Views) -> ViewPixels:
         """See `ClipSource`; flow is computed between whole frames: TV-L1 looks beyond the crop."""
         from i3d.flow import stream_flow
 
         # One frame more than the views need, for the last flow.
-        frames = self._frames(i, views.frames + 1 if views.clips == 1 else None)
+        frames, damage = self._frames(i, views.frames + 1 if views.clips == 1 else None)
         region = _Region.of(views, frames.shape[1], frames.shape[2], self.preset)
         arrays: dict[str, np.ndarray] = {}
         starts: dict[Stream, tuple[int, ...]] = {}
@@ -227,11 +232,11 @@ class VideoClips:
                     for flow in stream_flow(needed)
                 ]
             )
-        return arrays, Placement(starts, region.corners)
+        return arrays, Placement(starts, region.corners, damage)
 
     def thumbnail(self, i: int) -> np.ndarray:
         """See `ClipSource`."""
-        frames = self._frames(i, self.preset.clip_frames)
+        frames, _ = self._frames(i, self.preset.clip_frames)
         return frames[len(frames) // 2]
 
 

@@ -1,7 +1,5 @@
 """Which shards of a folder are there, and what is done once all are."""
 
-import csv
-import io
 from collections.abc import Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,9 +13,10 @@ from i3d.data.shards.format import (
     sidecar_name,
     tar_name,
 )
-from i3d.data.shards.manifest import Manifest, read_document
+from i3d.data.shards.manifest import MANIFEST_FILE, Manifest, read_document
 from i3d.errors import DatasetError
 from i3d.files import Location
+from i3d.spreadsheet import write_table
 
 _THREADS = 16  # for small files: a request to S3 takes 20 ms or more
 
@@ -31,49 +30,47 @@ def complete_shards(
     that the sidecar says. The tar's bytes are not read.
     """
     wanted = range(len(manifest.shards)) if shards is None else shards
+    return [index.shard for index in _read_complete(folder, manifest, wanted)]
+
+
+def _read_complete(folder: Location, manifest: Manifest, shards: Iterable[int]) -> list[ShardIndex]:
+    """The sidecars of those of the shards that are complete, in order."""
     if not files.exists(folder):
         return []
-    there = find_shards(list_names(folder), wanted)
 
-    def is_complete(shard: int) -> bool:
+    def read(shard: int) -> ShardIndex | None:
         try:
             index = read_index(folder, manifest, shard)
             check_size(folder, index)
         except DatasetError:
-            return False
-        return True
+            return None
+        return index
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        complete = pool.map(is_complete, there)
-        return [shard for shard, yes in zip(there, complete, strict=True) if yes]
+        found = pool.map(read, find_shards(list_names(folder), shards))
+        return [index for index in found if index is not None]
 
 
 def finish_folder(folder: Location, manifest: Manifest) -> bool:
-    """If all shards are there, write ``failures.csv`` and remove what killed writers left behind.
+    """If all shards are complete, write ``failures.csv`` and remove temporary files.
 
-    Every process calls it after its last shard; the last one finds all sidecars. When two do, both
-    write the same bytes.
+    Every process calls it after its last shard; the last one finds all complete. When two do, both
+    write the same bytes. Another run of the same plan may still be writing: it finds the shards
+    complete (`i3d.data.shards.writer.write_shard`).
 
     Returns:
-        Whether all shards are there.
-
-    Raises:
-        DatasetError: a sidecar is damaged or of another manifest.
+        Whether all shards are complete.
     """
-    names = list_names(folder)
     shards = range(len(manifest.shards))
-    if not names >= {sidecar_name(i) for i in shards}:
+    indexes = _read_complete(folder, manifest, shards)
+    if len(indexes) < len(shards):
         return False
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video", "reason"])
-    writer.writerows((f.key, f.reason) for f in sorted(shard_failures(folder, manifest, shards)))
-    data = text.getvalue().encode(errors="backslashreplace")
+    failures = sorted(failure for index in indexes for failure in index.failures)
+    data = write_table(["video", "reason"], ((f.key, f.reason) for f in failures))
     files.write(files.join(folder, FAILURES_FILE), data)
-    mine = {"manifest", *(f"shard-{i:05d}" for i in shards)}
-    for name in names:
-        if files.temporary_stem(name) in mine:
-            files.remove(files.join(folder, name))
+    names = [MANIFEST_FILE, FAILURES_FILE]
+    names += [name for i in shards for name in (tar_name(i), sidecar_name(i))]
+    files.remove_leftovers(files.join(folder, name) for name in names)
     return True
 
 

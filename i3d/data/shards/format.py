@@ -7,8 +7,9 @@
     failures.csv       `video,reason` of every video that is in no shard, once all are there
 
 All of it depends on data and settings alone, never on time, machine or number of processes, so the
-same inputs give the same bytes. A tar becomes visible before its sidecar: a shard is complete when
-its sidecar is there, and a tar without one is made again.
+same inputs give the same bytes. Of the source files the manifest keeps the sizes and, behind a URL,
+the ETags. A tar becomes visible before its sidecar: a shard is complete when its sidecar is there,
+and a tar without one is made again.
 
 **Tar.** ustar headers (pax ones for long or non-ASCII names), mode 644, time and owner 0; samples
 in the order of the manifest, each as these members without a gap; 1,024 zeros at the end.
@@ -182,7 +183,10 @@ class SampleInfo:
 
     def to_json(self) -> bytes:
         """As stored in the member."""
-        return json.dumps({"format": "i3d sample 1", **plain(self)}).encode("ascii") + b"\n"
+        return (
+            json.dumps({"format": "i3d sample 1", **plain(self)}, allow_nan=False).encode("ascii")
+            + b"\n"
+        )
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Self:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from i3d.files import Location
 from i3d.presets import CLIPS_PER_SHARD, Stream
 from i3d.records import (
     MAX_TEXT,
+    added,
     differences,
     plain,
     read_sealed,
@@ -26,6 +27,7 @@ from i3d.records import (
 )
 
 MANIFEST_FILE = "manifest.json"
+FORMATS = "i3d manifest 1", "i3d manifest 2"  # without and with the sizes of the videos' files
 
 # Bounds for files that come from elsewhere, far above what is written.
 _MAX_JSON_BYTES = 1 << 29  # the manifest of Kinetics-700's 650,000 videos has about 100 MB
@@ -46,10 +48,12 @@ class PlannedSample:
         class_index: position in the class list; None when unlabelled.
         start_seconds: where the video begins in the file; None for its start.
         end_seconds: where it ends; None for the end of the file.
+        file_bytes: size of the file, or of the files that hold it together; None where unknown.
+        etag: what the server of a URL calls this version of the file; None without.
 
     Raises:
         DatasetError: a key that a tar or WebDataset would not give back; an absolute location;
-            times that make no sense.
+            times or a size that make no sense.
     """
 
     key: str
@@ -57,6 +61,8 @@ class PlannedSample:
     class_index: int | None = None
     start_seconds: float | None = None
     end_seconds: float | None = None
+    file_bytes: int | None = added()
+    etag: str | None = added()
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.key) or len(self.key) > MAX_TEXT:
@@ -72,6 +78,8 @@ class PlannedSample:
             raise DatasetError(
                 f"{self.key}: location {self.location!r} must be relative to the dataset's folder"
             )
+        if self.file_bytes is not None and self.file_bytes < 0:
+            raise DatasetError(f"{self.key}: file_bytes {self.file_bytes} is no size")
         for name in ("start_seconds", "end_seconds"):
             seconds = getattr(self, name)
             if seconds is None:
@@ -155,9 +163,15 @@ class Manifest:
         """The manifest's SHA-256, by which a sidecar names it: 64 hexadecimal digits."""
         return split_seal(self.to_json())[1]
 
+    @property
+    def format(self) -> str:
+        """The oldest format that has room for it."""
+        sized = any(s.file_bytes is not None or s.etag is not None for s in self.samples())
+        return FORMATS[sized]
+
     def to_json(self) -> bytes:
         """As stored in ``manifest.json``; equal manifests give the same bytes."""
-        return seal("i3d manifest 1", self)
+        return seal(self.format, self)
 
     @classmethod
     def from_json(cls, data: bytes, where: str = MANIFEST_FILE) -> Self:
@@ -166,13 +180,16 @@ class Manifest:
         Raises:
             DatasetError: damaged, edited, of another format, or a value that makes no sense.
         """
-        manifest = read_sealed("i3d manifest 1", cls, data, where)
+        manifest = read_sealed(FORMATS, cls, data, where)
         if manifest.to_json() != data:
             raise DatasetError(f"{where} is not written as i3d writes it; restore it")
         return manifest
 
     def differences(self, other: Self) -> list[str]:
-        """Where ``other`` is another plan, one line a field: ``preset: "a", now "b"``."""
+        """Where ``other`` is another plan, one line a field: ``preset: "a", now "b"``.
+
+        Of the same plan with other files, see `changed_files`.
+        """
         before, now = _name_settings(self), _name_settings(other)
         if before["number of classes"] != now["number of classes"]:
             # Every name may differ then, which says nothing more.
@@ -181,19 +198,44 @@ class Manifest:
                 for settings in (before, now)
             )
         lines = differences(before, now)
-        if self.shards != other.shards:
-            lines.append(_find_sample_difference(self, other))
-        if not lines and self.to_json() != other.to_json():
+        if self.shards == other.shards:
+            same = self.to_json() == other.to_json()
+        else:
+            same = bool(self.changed_files(other))
+            if not same:
+                lines.append(_find_sample_difference(self, other))
+        if not lines and not same:
             # Equal to Python, and other bytes: 1, 1.0 and true; or null and nothing.
-            was, now_is = (json.dumps(plain(m.parameters)) for m in (self, other))
+            was, now_is = (json.dumps(plain(m.parameters), allow_nan=False) for m in (self, other))
             lines.append(f"parameters: {was}, now {now_is}")
         return lines
+
+    def changed_files(self, other: Self) -> list[str]:
+        """Which videos of the same plan have another file in ``other``, one line a video."""
+        old, new = list(self.samples()), list(other.samples())
+        if list(map(_without_file, old)) != list(map(_without_file, new)):
+            return []
+        return [
+            f"{was.key!r} ({was.location}): {_describe_file(was)}, now {_describe_file(now)}"
+            for was, now in zip(old, new, strict=True)
+            if was != now
+        ]
+
+
+def _without_file(sample: PlannedSample) -> PlannedSample:
+    return replace(sample, file_bytes=None, etag=None)
+
+
+def _describe_file(sample: PlannedSample) -> str:
+    size = "unknown size" if sample.file_bytes is None else f"{sample.file_bytes:,} bytes"
+    return size if sample.etag is None else f"{size} and ETag {sample.etag}"
 
 
 def _name_settings(manifest: Manifest) -> dict[str, Any]:
     """Every setting of a manifest by its name, to compare and to print."""
     names = () if manifest.classes is None else manifest.classes.names
     return {
+        "format": manifest.format,
         "dataset": manifest.dataset,
         "classes": None if manifest.classes is None else manifest.classes.name,
         "number of classes": len(names),
@@ -207,8 +249,10 @@ def _name_settings(manifest: Manifest) -> dict[str, Any]:
 
 def _find_sample_difference(before: Manifest, now: Manifest) -> str:
     """The first sample that differs, in words."""
-    old = {s.key: (i, s) for i, shard in enumerate(before.shards) for s in shard}
-    new = {s.key: (i, s) for i, shard in enumerate(now.shards) for s in shard}
+    old, new = (
+        {s.key: (i, _without_file(s)) for i, shard in enumerate(manifest.shards) for s in shard}
+        for manifest in (before, now)
+    )
     if gone := sorted(old.keys() - new.keys()):
         return f"samples: {len(old):,}, now {len(new):,}; {gone[0]!r} is no longer there"
     if more := sorted(new.keys() - old.keys()):
@@ -238,7 +282,8 @@ def write_manifest(folder: Location, manifest: Manifest) -> None:
     Every process may do it at once: one writes, the others compare.
 
     Raises:
-        UsageError: the folder has another plan; the message names the differences.
+        UsageError: the folder has another plan, or was begun with other files; the message names
+            the differences.
         DatasetError: the manifest that is there is damaged.
     """
     location = files.join(folder, MANIFEST_FILE)
@@ -252,6 +297,7 @@ def write_manifest(folder: Location, manifest: Manifest) -> None:
     if there != data:
         before = Manifest.from_json(there, location)
         refuse_other_settings(folder, before.differences(manifest))
+        refuse_other_settings(folder, before.changed_files(manifest), what="files")
 
 
 def read_document(location: str) -> bytes:

@@ -235,7 +235,8 @@ def parse_info(record: SampleRecord, data: bytes, planned: PlannedSample, where:
         DatasetError: they do not.
     """
     info = SampleInfo.from_json(data, f"{where}, member json")
-    if any(getattr(info, f.name) != getattr(planned, f.name) for f in fields(planned)):
+    both = {f.name for f in fields(planned)} & {f.name for f in fields(info)}
+    if any(getattr(info, name) != getattr(planned, name) for name in both):
         raise DatasetError(f"{where}: member json is not what was planned; {REMEDY}")
     for suffix, pictures in ((SUFFIXES["rgb"], info.rgb), (SUFFIXES["flow"], info.flow)):
         sizes = [m.size for m in record.members if m.suffix == suffix]

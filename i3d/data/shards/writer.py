@@ -10,6 +10,7 @@ from typing import IO
 import google_crc32c
 
 from i3d import files
+from i3d.data.shards.folder import complete_shards
 from i3d.data.shards.format import (
     SUFFIXES,
     TAR_END,
@@ -69,16 +70,22 @@ def write_shard(folder: Location, manifest: Manifest, shard: int) -> Iterator["S
             writer.fail("abseiling/y", "no video stream")
 
     Every sample of the shard must be added or failed, in the order of the plan. On any error there
-    is nothing. A shard that is there already is replaced. The tar grows in a temporary file, beside
-    its final place or, for a URL, in the local temporary folder (about 1 GB); then it is uploaded.
+    is nothing. A shard that is there already is replaced, tar and sidecar by one rename each. The
+    tar grows in a temporary file, beside its final place or, for a URL, in the local temporary
+    folder (about 1 GB); then it is uploaded. Where another run of the same plan has completed the
+    folder meanwhile and removed that file, the block may end early, and its shard is taken.
     """
-    sidecar = files.join(folder, sidecar_name(shard))
-    with files.atomic_file(files.join(folder, tar_name(shard))) as path, path.open("wb") as file:
-        writer = ShardWriter(file, manifest, shard)
-        yield writer
-        index = writer.finish()
-        files.remove(sidecar)  # of a tar that is about to be replaced
-    files.write(sidecar, index.to_json())
+    try:
+        name = files.join(folder, tar_name(shard))
+        with files.atomic_file(name) as path, path.open("wb") as file:
+            writer = ShardWriter(file, manifest, shard)
+            yield writer
+            index = writer.finish()
+    except OSError as error:
+        if files.is_gone(error) and complete_shards(folder, manifest, shards=[shard]):
+            return
+        raise
+    files.write(files.join(folder, sidecar_name(shard)), index.to_json())
 
 
 class ShardWriter:

@@ -44,6 +44,7 @@ class ExportedNetwork:
 
     Attributes:
         stream, classes, num_classes, preset, source: as those of :class:`~i3d.models.i3d.I3D`.
+        precision: of its arithmetic, ``"fp32"`` or ``"fp16"``.
         weights_sha256: fingerprint of the checkpoint (:mod:`i3d.models.checkpoints`).
 
     Raises:
@@ -65,7 +66,7 @@ class ExportedNetwork:
                 f"--runtime {runtime} needs {error.name or package}: pip install onnx {package}"
             ) from None
         data = _read(self.name)
-        config, self.weights_sha256 = _read_description(data, self.name)
+        config, self.weights_sha256, self.precision = _read_description(data, self.name)
         self.stream: Stream = config.stream
         self.classes = config.names
         self.num_classes = config.num_classes
@@ -173,7 +174,7 @@ def _read(name: str) -> bytes:
     return data
 
 
-def _read_description(data: bytes, name: str) -> tuple[NetworkConfig, str]:
+def _read_description(data: bytes, name: str) -> tuple[NetworkConfig, str, str]:
     """Take an ONNX file apart, and check all that we rely on.
 
     Raises:
@@ -218,8 +219,8 @@ def _tensors(message: Any) -> "Iterator[onnx.TensorProto]":
                 yield from _tensors(part)
 
 
-def parse_description(text: str, name: str) -> tuple[NetworkConfig, str]:
-    """What the metadata of an exported file say: the network, and its checkpoint's fingerprint.
+def parse_description(text: str, name: str) -> tuple[NetworkConfig, str, str]:
+    """What the metadata of an exported file say: network, checkpoint's fingerprint, precision.
 
     Raises:
         CheckpointError: they are not what ``i3d export`` writes.
@@ -229,8 +230,10 @@ def parse_description(text: str, name: str) -> tuple[NetworkConfig, str]:
     try:
         document = json.loads(text)
         config, sha256 = pick(NetworkConfig, document), document.get("weights_sha256")
+        precision = document.get("precision")
         unnamed_are_too_many = config.classes is None and config.num_classes > MAX_CLASSES
-        if isinstance(config.classes, str) or type(sha256) is not str or unnamed_are_too_many:
+        texts = type(sha256) is str and precision in ("fp32", "fp16")
+        if isinstance(config.classes, str) or not texts or unnamed_are_too_many:
             raise I3DError("no file of ours")
     except I3DError:
         raise CheckpointError(
@@ -239,4 +242,4 @@ def parse_description(text: str, name: str) -> tuple[NetworkConfig, str]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name}: its metadata are not JSON ({error})") from error
     check_preset(config.preset, name)
-    return config, sha256
+    return config, sha256, precision

@@ -35,9 +35,10 @@ from i3d.parallel.process import choose_workers, terminated_cleanly
 from i3d.parallel.world import World, connect, world_from_environment
 from i3d.presets import CHAINER_I3D, STREAMS, Preset, Stream, find_preset
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
-from i3d.tasks.evaluate.parts import Part, Parts
+from i3d.tasks.evaluate.parts import Part, Parts, Plan
 from i3d.tasks.evaluate.predictions import (
     About,
+    Damaged,
     Predictions,
     check_location,
     fuse,
@@ -132,7 +133,8 @@ def evaluate(
     workers = choose_workers(options.workers, device, world, decodes=contents.shards is None)
     size = clip_bytes(views, preset)
     check_shared_memory(size, workers=workers, processes=world.local_size)
-    parts = None if predictions is None else Parts(predictions, about, rank=world.rank)
+    plan = Plan.of(source.keys, source.labels)
+    parts = None if predictions is None else Parts(predictions, about, plan, rank=world.rank)
     if parts is not None and resume is False:
         parts.refuse()
     earlier = [] if parts is None else parts.read()
@@ -143,11 +145,11 @@ def evaluate(
         title = world.title("evaluate") if progress else None
         with progress_bar(title, total=len(job.todo), unit="videos") as bar:
             job.run(options, device, workers, bar)
-        gathered = group.gather(job.part().to_bytes(about))
+        gathered = group.gather(job.part().to_bytes(about, plan))
         seconds = time.monotonic() - start
         if not world.first:
             return None
-        shares = [Part.from_bytes(data, about, "a process's results") for data in gathered]
+        shares = [Part.from_bytes(data, about, plan, "a process's results") for data in gathered]
         table = _join(source, about, shares)
         known = len({i for part in earlier for i in part.videos})
         cost = Cost(
@@ -162,6 +164,7 @@ def evaluate(
         if parts is not None and predictions is not None:
             write_predictions(predictions, table)
             parts.remove()
+            files.remove_leftovers([predictions, f"{predictions}.json"])
         return Evaluated(evaluation, _read_thumbnails(source, evaluation, thumbnails))
 
 
@@ -184,9 +187,8 @@ def _load(
             checkpoints[stream], device=device, precision=options.precision, progress=progress
         )
         if network.stream != stream:
-            name = network.used.name or f"the {network.stream} network"
             raise CheckpointError(
-                f"{name} is a network for {network.stream}; pass it as "
+                f"{network.title} is a network for {network.stream}; pass it as "
                 f"--{network.stream}-checkpoint"
             )
         networks[stream] = network
@@ -225,7 +227,7 @@ def match_classes(
         known = ClassList("checkpoint", classes)
         positions = [known.find(name) for name in names]
     for network in networks.values():
-        model, name = network.model, network.used.name
+        model, name = network.model, network.title
         fits = model.num_classes == len(classes) and len(names) <= len(classes)
         if not fits or None in positions or (model.has_class_names and model.classes != classes):
             raise CheckpointError(
@@ -319,7 +321,8 @@ class _StreamLogits:
                 rows.append(row)
                 if len(rows) == self._views[owner]:
                     # float64, in the order of the views: how they were batched does not matter
-                    mean: np.ndarray = np.stack(rows).mean(0, dtype=np.float64)
+                    with np.errstate(invalid="ignore"):  # what overflowed is said of the video
+                        mean: np.ndarray = np.stack(rows).mean(0, dtype=np.float64)
                     self.done[owner] = mean.astype(np.float32)
                     del self._rows[owner], self._views[owner]
 
@@ -339,6 +342,7 @@ class _VideoLogits:
         self.mine = mine
         self.logits: dict[int, dict[Stream, np.ndarray]] = {}
         self.skipped = {i: UNLABELLED for i in mine if source.labels[i] is None}
+        self.damaged: dict[int, str] = {}  # of those that were read, whatever came of them
         self.batch_size = 0
         self._unwritten: list[int] = []
         self._kept = False  # whether a part of this run was written
@@ -355,6 +359,7 @@ class _VideoLogits:
             for row, i in enumerate(part.videos):
                 if i in self.mine:
                     self.logits[i] = {s: values[row] for s, values in part.logits.items()}
+            self.damaged |= {i: damage for i, damage in part.damaged if i in self.mine}
 
     def run(self, options: EvaluateOptions, device: str, workers: int, bar: Bar) -> None:
         """Evaluate them."""
@@ -388,6 +393,8 @@ class _VideoLogits:
         if video.error is not None:
             self.skipped[video.index] = video.error
         else:
+            if video.about.damage is not None:
+                self.damaged[video.index] = video.about.damage
             for name, stream in streams.items():
                 stream.add(video.index, video.tensors[name], video.about)
         self._collect(streams)
@@ -396,9 +403,14 @@ class _VideoLogits:
         """Take the videos of which every stream is done."""
         ready = set.intersection(*(set(stream.done) for stream in streams.values()))
         for i in sorted(ready):
-            self.logits[i] = {s: stream.done.pop(i) for s, stream in streams.items()}
+            logits = {s: stream.done.pop(i) for s, stream in streams.items()}
+            reasons = (self.networks[s].explain_overflow(row) for s, row in logits.items())
+            if (reason := next(filter(None, reasons), None)) is not None:
+                self.skipped[i] = reason
+                continue
+            self.logits[i] = logits
             self._unwritten.append(i)
-            summed = np.sum(list(self.logits[i].values()), axis=0)
+            summed = np.sum(list(logits.values()), axis=0)
             self._right += int(summed.argmax()) == self.source.labels[i]
             self._done += 1
 
@@ -428,7 +440,8 @@ class _VideoLogits:
             s: np.stack([self.logits[i][s] for i in videos]) if videos else empty
             for s in self.networks
         }
-        return Part(tuple(videos), logits, tuple(sorted(skipped.items())))
+        damaged = tuple((i, self.damaged[i]) for i in videos if i in self.damaged)
+        return Part(tuple(videos), logits, tuple(sorted(skipped.items())), damaged)
 
 
 # --- the outcome ----------------------------------------------------------------------------------
@@ -439,6 +452,9 @@ def _join(source: ClipSource, about: About, parts: Sequence[Part]) -> Prediction
     skipped = tuple(
         sorted(Failure(source.keys[i], reason) for part in parts for i, reason in part.skipped)
     )
+    damaged = tuple(
+        sorted(Damaged(source.keys[i], damage) for part in parts for i, damage in part.damaged)
+    )
     numbers = np.concatenate([np.array(part.videos, np.int64) for part in parts])
     if not len(numbers):
         first = f"{skipped[0].key}: {skipped[0].reason}"
@@ -447,7 +463,7 @@ def _join(source: ClipSource, about: About, parts: Sequence[Part]) -> Prediction
     targets = [source.labels[i] for i in numbers[order]]
     streams: list[Stream] = [s for s in STREAMS if s in about.checkpoints]
     return Predictions(
-        replace(about, found=len(source.keys), skipped=skipped),
+        replace(about, found=len(source.keys), skipped=skipped, damaged=damaged),
         tuple(source.keys[i] for i in numbers[order]),
         np.array(targets, np.int64),
         {s: np.concatenate([part.logits[s] for part in parts])[order] for s in streams},
@@ -520,5 +536,6 @@ def run_evaluate(
         from i3d.tasks.evaluate.page import write_page
 
         write_page(evaluation, outputs.report, thumbnails=result.thumbnails)
+    files.remove_leftovers(name for name in (outputs.output, outputs.report) if name is not None)
     say_written(outputs.output, outputs.report, outputs.predictions)
     return outputs.exit_code(evaluation.predictions.about.skipped)

@@ -18,7 +18,7 @@ from i3d.tasks.evaluate.predictions import Predictions
 from i3d.tasks.evaluate.published import Published, protocol_notes, published_results
 
 LABELS = {"rgb": "RGB", "flow": "flow", "two_stream": "two-stream"}
-SHOWN_SKIPS = 10
+SHOWN_SKIPS = 10  # skipped videos, and damaged ones
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ class Evaluation:
             "found": about.found,
             "evaluated": len(self.predictions),
             "skipped": [{"video": s.key, "reason": s.reason} for s in about.skipped],
+            "damaged": [{"video": d.key, "damage": d.damage} for d in about.damaged],
             **{row: scores.as_dict() for row, scores in self.scores.items()},
             "preset": about.preset,
             "protocol": {"frames": about.frames, "clips": about.clips, "crops": about.crops},
@@ -189,7 +190,8 @@ class Evaluation:
         about = self.predictions.about
         lines = [
             f"{about.dataset}: {len(self.predictions)} of {about.found} videos evaluated, "
-            f"{len(about.skipped)} skipped",
+            f"{len(about.skipped)} skipped"
+            + (f", {len(about.damaged)} of the evaluated damaged" if about.damaged else ""),
             f"{about.preset}, {about.clips} x {about.frames} frames, crops: {about.crops}, "
             f"{about.precision}",
             "",
@@ -221,9 +223,13 @@ class Evaluation:
                 f"videos/s: {cost.device}, batch {cost.batch_size}, {cost.workers} workers, "
                 f"processes: {cost.processes}"
             )
-        lines += [f"skipped {s.key}: {s.reason}" for s in about.skipped[:SHOWN_SKIPS]]
-        if len(about.skipped) > SHOWN_SKIPS:
-            lines.append(f"... and {len(about.skipped) - SHOWN_SKIPS} more, all in --output")
+        for title, videos in (
+            ("skipped", [f"{s.key}: {s.reason}" for s in about.skipped]),
+            ("damaged", [f"{d.key}: {d.damage}" for d in about.damaged]),
+        ):
+            lines += [f"{title} {video}" for video in videos[:SHOWN_SKIPS]]
+            if len(videos) > SHOWN_SKIPS:
+                lines.append(f"... and {len(videos) - SHOWN_SKIPS} more {title}, all in --output")
         return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ from i3d.console import Bar, choose_teller, progress_bar, show
 from i3d.data.reading.chunks import CHUNK_FRAMES, Chunk, ChunkSource, load_chunks, open_chunks
 from i3d.data.reading.clips import clip_bytes
 from i3d.data.videos import Contents, VideoSet, open_videos
-from i3d.errors import CheckpointError, DatasetError, UsageError
+from i3d.errors import CheckpointError, DatasetError, UsageError, VideoError
 from i3d.models.i3d import ENDPOINTS
 from i3d.parallel.ahead import check_shared_memory
 from i3d.parallel.process import choose_workers, count_cores, terminated_cleanly
@@ -38,6 +38,7 @@ from i3d.presets import Stream, find_preset
 from i3d.tasks.features.files import (
     FeatureFolder,
     FeatureSettings,
+    Outcomes,
     VideoAbout,
 )
 from i3d.tasks.features.merged import merge, output_format, read_merged
@@ -153,18 +154,20 @@ def extract(
         settings = _describe(contents, networks, options, container)
         source = open_chunks(contents, find_preset(settings.preset))
     location = os.fspath(output)
-    if form != container and files.exists(output):
+    one_file = form != container
+    folder = FeatureFolder(_parts(location) if one_file else location, settings, source.keys)
+    if one_file and files.exists(output):
         found, skipped = read_merged(location, settings)
         if found != len(source.keys):
             raise UsageError(
                 f"{location} is of {found} videos, and now there are {len(source.keys)}; name "
                 "another file"
             )
+        if world.first:
+            _remove_parts(location)
         done = found - len(skipped)
         seconds = time.monotonic() - start
         return Extracted(location, found, done, done, skipped, 0, 0, seconds, True, world.size)
-    place = location if form == container else f"{location}.parts"
-    folder = FeatureFolder(place, settings, source.keys)
     folder.begin()
     before = folder.done()
     mine = world.turns(len(source.keys))
@@ -179,12 +182,12 @@ def extract(
     found, done, already = len(mine), len(mine) - len(failed), len(mine) - len(todo)
     if world.first and world.size > 1:
         patience = max(patience_seconds, 3 * job.slowest_seconds)
-        _await_others(folder, patience, progress=progress)
+        _await_others(folder, output if one_file else None, patience, progress=progress)
         there = folder.done()
         rows, frames = folder.measure(there - before)
         failed = folder.failures()
         found, done, already = len(source.keys), len(there), len(before)
-    complete = _finish(folder, output, form, world)
+    complete = _finish(folder, output, form, world) if one_file else _finish_folder(folder)
     return Extracted(
         output=location,
         found=found,
@@ -199,34 +202,82 @@ def extract(
     )
 
 
-def _await_others(folder: FeatureFolder, patience_seconds: float, *, progress: bool) -> None:
-    """Wait until every video has an outcome: what process 0 does, which reports for all."""
+def _await_others(
+    folder: FeatureFolder,
+    one_file: files.Location | None,
+    patience_seconds: float,
+    *,
+    progress: bool,
+) -> None:
+    """Wait until every video has an outcome: what process 0 does, which reports for all.
+
+    One file for all, once it is there, holds them: another run has made it.
+    """
+
+    def count_done() -> int:
+        merged = one_file is not None and files.exists(one_file)
+        return len(folder.keys) if merged else len(folder.outcomes())
+
     title = "features of all processes" if progress else None
     with progress_bar(title, total=len(folder.keys), unit="videos") as bar:
         await_others(
-            lambda: len(folder.outcomes()),
+            count_done,
             len(folder.keys),
             patience_seconds=patience_seconds,
             bar=bar,
         )
 
 
-def _finish(folder: FeatureFolder, output: files.Location, form: str, world: World) -> bool:
-    """Do what is left when every video has an outcome; whether that is so.
-
-    One file for all is made by process 0, which waits for the others.
-    """
-    if not folder.finish():
+def _finish_folder(folder: FeatureFolder) -> bool:
+    """Do what is left when every video has an outcome; whether that is so."""
+    outcomes = folder.find_outcomes()
+    if outcomes is None:
         return False
-    if not folder.done():
-        i, reason = min(folder.failures().items())
+    folder.finish(outcomes)
+    _refuse_nothing(folder, outcomes)
+    return True
+
+
+def _finish(folder: FeatureFolder, output: files.Location, form: str, world: World) -> bool:
+    """Make one file of the folder when every video has an outcome; whether that is so.
+
+    Process 0 does it, which waits for the others. Of two runs at once the first to end removes the
+    folder; then the other one finds the file, and removes what it has written to the folder since.
+    """
+    outcomes = folder.find_outcomes()
+    if not world.first:
+        return outcomes is not None or files.exists(output)
+    if outcomes is not None:
+        _refuse_nothing(folder, outcomes)
+        try:
+            merge(folder, outcomes, output, form)
+        except OSError as error:
+            if not (files.is_gone(error) and files.exists(output)):
+                raise
+    elif not files.exists(output):
+        return False
+    _remove_parts(os.fspath(output))
+    return True
+
+
+def _refuse_nothing(folder: FeatureFolder, outcomes: Outcomes) -> None:
+    """Fail where no video has features."""
+    if not outcomes.done:
+        i, reason = min(outcomes.failures.items())
         raise DatasetError(
             f"none of {len(folder.keys)} videos has features; the first, {folder.keys[i]}: {reason}"
         )
-    if form != folder.settings.container and world.first:
-        merge(folder, output, form)
-        files.remove_folder(folder.folder)
-    return True
+
+
+def _parts(output: str) -> str:
+    """The folder that one file for all is made from."""
+    return f"{output}.parts"
+
+
+def _remove_parts(output: str) -> None:
+    """Remove that folder and other leavings, once the file is there."""
+    files.remove_folder(_parts(output))
+    files.remove_leftovers([output])
 
 
 # --- what is read, and by what --------------------------------------------------------------------
@@ -367,15 +418,22 @@ class _Extraction:
                 return False
             reason = video.refusal()
         if reason is None:
-            self._write(i, video, chunk.damage)
-        else:
+            try:
+                self._write(i, video, chunk.damage)
+            except VideoError as error:
+                reason = str(error)
+        if reason is not None:
             self.folder.fail(i, reason)
             self.failed[i] = reason
         self._open.pop(i).close()
         return True
 
     def _write(self, i: int, video: VideoWindows, damage: str | None) -> None:
-        """Compute the last windows and write the file."""
+        """Compute the last windows and write the file.
+
+        Raises:
+            VideoError: rows hold NaN or infinity.
+        """
         spans, rows = video.finish()
         about = VideoAbout(
             video=self.source.keys[i],

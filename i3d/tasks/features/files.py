@@ -2,26 +2,25 @@
 
     OUTPUT/features.json          the settings: written first, never changed, sealed
     OUTPUT/NAME.npz               rgb, flow: float32 (rows, ...); start_seconds, end_seconds:
-                                  float64 (rows,); about: a JSON text
+                                  float64 (rows,); about: a JSON text; sealed (`i3d.records`)
     OUTPUT/NAME.npy               float32 (rows, ...), RGB before flow; the rest in NAME.npy.json
     OUTPUT/NAME.error.json        why the video has no features
     OUTPUT/failures.csv           video,reason of all these; written when every video has an outcome
 
 NAME is the video's path below the dataset's folder without its suffix. One file for all is made
-from such a folder (``FILE.parts``) when every video has an outcome, in the order of the keys. Every
-file appears whole. Nothing in them depends on time, machine, absolute paths or the number of
-processes. Rows go through unnamed temporary files, so memory does not depend on their number.
+from such a folder (``FILE.parts``, without ``failures.csv``) when every video has an outcome, in
+the order of the keys. Every file appears whole. Nothing in them depends on time, machine, absolute
+paths or the number of processes. Rows go through unnamed temporary files, so memory does not depend
+on their number.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any
@@ -33,8 +32,18 @@ from i3d import files
 from i3d.data.shards import FAILURES_FILE
 from i3d.errors import DatasetError, UsageError
 from i3d.parallel.pool import temporary_file
-from i3d.presets import Stream
-from i3d.records import differences, plain, refuse_other_settings, seal, split_seal
+from i3d.presets import STREAMS, Stream
+from i3d.records import (
+    REDO,
+    check_archive,
+    differences,
+    plain,
+    refuse_other_settings,
+    seal,
+    seal_archive,
+    split_seal,
+)
+from i3d.spreadsheet import write_table
 from i3d.tasks.network import UsedCheckpoint
 
 KIND = "i3d features 1"
@@ -176,6 +185,19 @@ def _file_name(part: str, *, url: bool) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of every video of a plan.
+
+    Attributes:
+        done: numbers of the videos with features, in order.
+        failures: number -> reason of the others.
+    """
+
+    done: tuple[int, ...]
+    failures: Mapping[int, str]
+
+
 class FeatureFolder:
     """The folder that holds a file a video.
 
@@ -218,8 +240,8 @@ class FeatureFolder:
         found = set()
         for parent in parents:
             place = files.join(self.folder, parent) if parent else self.folder
-            if files.exists(place):
-                prefix = f"{parent}/" if parent else ""
+            prefix = f"{parent}/" if parent else ""
+            with suppress(FileNotFoundError, NotADirectoryError):
                 found |= {f"{prefix}{name}" for name in files.names_in(place)}
         return found
 
@@ -235,6 +257,12 @@ class FeatureFolder:
         """Rows, and frames of the videos, in the files of some that are done."""
 
         def measure_one(i: int) -> tuple[int, int]:
+            # of a file that is gone, another run has just merged them all
+            with suppress(FileNotFoundError):
+                return measure_file(i)
+            return 0, 0
+
+        def measure_file(i: int) -> tuple[int, int]:
             if self.settings.container == "npz":
                 with self.open(i) as video:
                     return len(video.start_seconds), int(video.about["frames"])
@@ -269,52 +297,85 @@ class FeatureFolder:
         if self.settings.container == "npy":
             document |= {"start_seconds": spans[:, 0].tolist(), "end_seconds": spans[:, 1].tolist()}
             # What says that the video is done comes last.
-            files.write(self._location(i, ".npy.json"), json.dumps(document).encode("ascii"))
-            with files.atomic_file(self._location(i, ".npy")) as path, path.open("wb") as file:
-                _write_joined(file, list(rows.values()))
+            files.write(
+                self._location(i, ".npy.json"),
+                json.dumps(document, allow_nan=False).encode("ascii"),
+            )
+            joined = list(rows.values())
+            files.write_by(self._location(i, ".npy"), lambda path: _write_joined(path, joined))
         else:
-            with files.atomic_file(self._location(i, ".npz")) as path:
-                _write_npz(path, document, spans, rows)
+            files.write_by(
+                self._location(i, ".npz"), lambda path: _write_npz(path, document, spans, rows)
+            )
         files.remove(self._location(i, ".error.json"))
 
     def fail(self, i: int, reason: str) -> None:
         """Record why a video has no features."""
         document = {"format": FAILURE_KIND, "video": self.keys[i], "reason": reason}
-        files.write(self._location(i, ".error.json"), json.dumps(document).encode("ascii"))
+        files.write(
+            self._location(i, ".error.json"), json.dumps(document, allow_nan=False).encode("ascii")
+        )
 
     def failures(self) -> dict[int, str]:
         """Number -> reason of the videos that were tried and have no features."""
         there, found = self._listing(), {}
         for i, name in enumerate(self.names):
             if f"{name}.error.json" in there and f"{name}{self.suffix}" not in there:
-                document = _read_json(self._location(i, ".error.json"), FAILURE_KIND)
-                found[i] = str(document.get("reason", ""))
+                with suppress(FileNotFoundError):  # another process has just made the features
+                    document = _read_json(self._location(i, ".error.json"), FAILURE_KIND)
+                    found[i] = str(document.get("reason", ""))
         return found
 
-    def finish(self) -> bool:
-        """If every video has an outcome, write ``failures.csv`` and remove what was left behind.
-
-        Every process calls it after its last video; the last one finds all. When two do, both
-        write the same bytes.
-
-        Returns:
-            Whether every video has an outcome.
-        """
+    def find_outcomes(self) -> Outcomes | None:
+        """What became of every video; None if some have no outcome yet."""
         failures = self.failures()
-        if len(self.done() | failures.keys()) < len(self.keys):
-            return False
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["video", "reason"])
-        writer.writerows((self.keys[i], failures[i]) for i in sorted(failures))
-        data = text.getvalue().encode(errors="backslashreplace")
+        done = self.done()  # later: a failed video may have features by now
+        if len(done | failures.keys()) < len(self.keys):
+            return None
+        return Outcomes(tuple(sorted(done)), {i: r for i, r in failures.items() if i not in done})
+
+    def finish(self, outcomes: Outcomes) -> None:
+        """Write ``failures.csv``, and remove temporary files and reasons that hold no more.
+
+        Every process calls it that finds every video with an outcome after its own last one. When
+        two do, both write the same bytes. Another run of the same plan may still be writing: it
+        writes again what is removed here.
+        """
+        failures = outcomes.failures
+        rows = ((self.keys[i], failures[i]) for i in sorted(failures))
+        data = write_table(["video", "reason"], rows)
         files.write(files.join(self.folder, FAILURES_FILE), data)
-        stems = {f"{name.rpartition('/')[2]}" for name in self.names}
-        stems |= {f"{stem}{more}" for stem in stems for more in (".npy", ".error")}
-        for path in self._listing():
-            if files.temporary_stem(path.rpartition("/")[2]) in stems | {"features", "failures"}:
-                files.remove(files.join(self.folder, path))
-        return True
+        names = [
+            f"{n}{end}" for n in self.names for end in (self.suffix, ".npy.json", ".error.json")
+        ]
+        names += [SETTINGS_FILE, FAILURES_FILE]
+        files.remove_leftovers(files.join(self.folder, name) for name in names)
+        there = self._listing()
+        for i in outcomes.done:
+            if f"{self.names[i]}.error.json" in there:
+                files.remove(self._location(i, ".error.json"))
+
+    def check(self, i: int) -> None:
+        """Refuse a ``.npz`` that is not as it was written, or is of another video or job.
+
+        Raises:
+            DatasetError: names it and the remedy.
+            UsageError: it is of other settings.
+        """
+        location = self._location(i, ".npz")
+        with files.open_read(location) as file:
+            check_archive(file, location)
+        with self.open(i) as video:
+            refuse_other_features(location, video.about, self.settings)
+            if video.about.get("video") != self.keys[i]:
+                raise ValueError(f"it is of {video.about.get('video')!r:.200}")
+            starts, ends = video.start_seconds, video.end_seconds
+            streams = [s for s in STREAMS if s in self.settings.checkpoints]
+            lengths = {ends.shape, *(video.shape(s)[:1] for s in streams)}
+            if lengths != {(starts.size,)}:
+                raise ValueError("its arrays have different lengths")
+            if not (np.isfinite(ends).all() and (starts >= 0).all() and (ends >= starts).all()):
+                raise ValueError("its times make no sense")
 
     @contextmanager
     def open(self, i: int) -> Iterator["StoredVideo"]:
@@ -326,19 +387,18 @@ class FeatureFolder:
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
             if isinstance(error, UsageError):
                 raise
-            raise DatasetError(f"{location} is damaged ({error}); delete it and run again") from (
-                error
-            )
+            raise DatasetError(f"{location} is damaged ({error}); {REDO}") from error
 
 
-def _write_joined(file: IO[bytes], arrays: Sequence[Rows]) -> None:
+def _write_joined(path: Path, arrays: Sequence[Rows]) -> None:
     """The rows of all streams side by side, as ``.npy``."""
     shapes = [rows.row_shape for rows in arrays]
     shape = (arrays[0].count, sum(s[0] for s in shapes), *shapes[0][1:])
-    _write_header(file, shape, "<f4")
     size = block_rows(shape[1:])
-    for blocks in zip(*(rows.blocks(rows=size) for rows in arrays), strict=True):
-        file.write(np.concatenate(blocks, axis=1).tobytes())
+    with path.open("wb") as file:
+        _write_header(file, shape, "<f4")
+        for blocks in zip(*(rows.blocks(rows=size) for rows in arrays), strict=True):
+            file.write(np.concatenate(blocks, axis=1).tobytes())
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...], descr: str) -> None:
@@ -359,11 +419,13 @@ def _write_npz(
         small = {
             "start_seconds": spans[:, 0].astype("<f8"),
             "end_seconds": spans[:, 1].astype("<f8"),
-            "about": np.array(json.dumps(document)),
+            "about": np.array(json.dumps(document, allow_nan=False)),
         }
         for part, array in small.items():
             with archive.open(f"{part}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
+    with path.open("r+b") as file:
+        seal_archive(file)
 
 
 class StoredVideo:

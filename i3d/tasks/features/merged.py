@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from i3d.tasks.features.files import (
     KIND,
     FeatureFolder,
     FeatureSettings,
+    Outcomes,
     block_rows,
     parse_document,
     refuse_other_features,
@@ -61,17 +63,19 @@ def _library(merged: str) -> Any:
         ) from error
 
 
-def merge(folder: FeatureFolder, output: files.Location, merged: str) -> None:
+def merge(folder: FeatureFolder, outcomes: Outcomes, output: files.Location, merged: str) -> None:
     """Write one file from a finished folder, in which some video has features.
 
     Raises:
-        DatasetError: a file is damaged.
+        DatasetError: a video's file is damaged; the message names it.
+        FileNotFoundError: one is gone: another run has merged them, or somebody has removed it.
     """
-    done, failures = sorted(folder.done()), folder.failures()
+    for i in outcomes.done:
+        folder.check(i)
     write = {"parquet": _write_parquet, "hdf5": _write_hdf5}[merged]
-    skipped = [Failure(folder.keys[i], reason) for i, reason in sorted(failures.items())]
-    with files.atomic_file(output) as path:
-        write(path, folder, done, skipped)
+    failures = sorted(outcomes.failures.items())
+    skipped = [Failure(folder.keys[i], reason) for i, reason in failures]
+    files.write_by(output, partial(write, folder=folder, done=outcomes.done, skipped=skipped))
 
 
 def _merged_about(
@@ -112,7 +116,9 @@ def _write_parquet(
     columns = [("video", pa.string()), ("start_seconds", pa.float64())]
     columns += [("end_seconds", pa.float64())]
     columns += [(s, pa.list_(pa.float32(), sizes[s])) for s in streams]
-    schema = pa.schema(columns, metadata={"i3d": json.dumps(about).encode("ascii")})
+    schema = pa.schema(
+        columns, metadata={"i3d": json.dumps(about, allow_nan=False).encode("ascii")}
+    )
     waiting: list[Any] = []
     with pa.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
 
@@ -150,7 +156,7 @@ def _write_hdf5(
     h5py = _library("hdf5")
     about = _merged_about(folder, done, skipped)
     with h5py.File(path, "w") as file:
-        file["about"] = json.dumps(about)
+        file["about"] = json.dumps(about, allow_nan=False)
         videos = file.create_group("videos")
         for i in done:
             with folder.open(i) as video:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from i3d.clips import loop_frames, scale_clip
+from i3d.errors import VideoError
 from i3d.presets import Stream, find_preset
 from i3d.tasks.features.files import FeatureSettings, Rows
 from i3d.tasks.features.options import FeatureOptions
@@ -62,9 +63,15 @@ class VideoWindows:
         return None
 
     def finish(self) -> tuple[np.ndarray, dict[Stream, Rows]]:
-        """Compute the last windows: every row's span, seconds, and stream -> rows."""
+        """Compute the last windows: every row's span, seconds, and stream -> rows.
+
+        Raises:
+            VideoError: rows hold NaN or infinity.
+        """
         for windows in self.streams.values():
             windows.finish(self.frames)
+            if windows.overflow is not None:
+                raise VideoError(windows.overflow)
         starts = next(iter(self.streams.values())).starts
         spans = row_spans(starts, self.settings, self.frames)
         return spans, {stream: windows.rows for stream, windows in self.streams.items()}
@@ -99,6 +106,8 @@ class _Windows:
     Attributes:
         rows: computed so far.
         starts: first frame of every window.
+        overflow: why the video has no features, once a window's are not finite; what follows is
+            not computed.
     """
 
     def __init__(
@@ -110,6 +119,7 @@ class _Windows:
         self.step = options.step_frames(settings.fps)
         self.rows = Rows()
         self.starts: list[int] = []
+        self.overflow: str | None = None
         self._batcher = Batcher(
             partial(network.compute, endpoint=settings.endpoint),
             options,
@@ -130,6 +140,8 @@ class _Windows:
 
     def add(self, pixels: torch.Tensor) -> None:
         """Take the next frames, uint8 (t, crop, crop, C); run the batches that become full."""
+        if self.overflow is not None:
+            return
         pixels = pixels.to(self.network.device, non_blocking=True)
         self._kept = torch.cat([self._kept, pixels]) if len(self._kept) else pixels
         while self._next + self.window <= self._have:
@@ -144,6 +156,8 @@ class _Windows:
 
     def finish(self, frames: int) -> None:
         """Compute what is left of a video of so many frames."""
+        if self.overflow is not None:
+            return
         while self._next + self.window <= frames:  # flow, which lacks the last one
             self._cut(self._next)
         if frames < self.window:
@@ -159,7 +173,11 @@ class _Windows:
         self.starts.append(start)
 
     def _store(self, batches: Sequence[tuple[list[int], np.ndarray]]) -> None:
-        for _, rows in batches:
+        for starts, rows in batches:
+            for start, row in zip(starts, rows, strict=True):
+                if (reason := self.network.explain_overflow(row)) is not None:
+                    self.overflow = f"at {start / self.settings.fps:g} s {reason}"
+                    return
             if self.settings.endpoint == "steps":
                 rows = rows.reshape(-1, rows.shape[-1])  # (B, T', C) -> (B T', C)
             self.rows.add(rows)

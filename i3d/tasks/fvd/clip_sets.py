@@ -17,13 +17,14 @@ import numpy as np
 from i3d.data.arrays import map_array
 from i3d.data.precomputed import Precomputed
 from i3d.data.videos import Contents
-from i3d.errors import UsageError, VideoError
+from i3d.errors import DatasetError, UsageError, VideoError
 from i3d.metrics.frechet import MAX_DIMENSIONS
 from i3d.tasks.fvd.pixels import check_videos, protocol_clip, protocol_frames
 from i3d.tasks.fvd.protocols import Protocol
 from i3d.video import VideoReader
 
 MAX_VIDEOS = 1 << 24
+MAX_FEATURE = 1e30  # absolute; its sixth power, in the kernel distance, is finite
 FEATURE_ROWS = 4096  # of an array of features, read at a time
 
 
@@ -36,18 +37,19 @@ class FileClips:
     protocol: Protocol
     origin = "files"
 
-    def clip(self, i: int) -> np.ndarray:
-        """Decode video i, no further than it is needed."""
-        protocol = self.protocol
-        with VideoReader(self.locations[i], fps=None, short_side=None) as reader:
+    def clip(self, i: int) -> tuple[np.ndarray, str | None]:
+        """Decode video i, no further than it is needed; and what was lost of it."""
+        protocol, where = self.protocol, self.locations[i]
+        with VideoReader(where, fps=None, short_side=None) as reader:
             needed = islice(reader, 0, protocol.frames_needed, protocol.stride)
             # One by one: at the file's own size a long clip would fill the memory.
             frames = [protocol_clip(frame[None], protocol)[0] for frame in needed]
+            damage = reader.damage
         if len(frames) < protocol.frames:
             raise VideoError(
                 f"{len(frames)} frames at stride {protocol.stride}; {protocol.frames} are needed"
             )
-        return np.stack(frames)
+        return np.stack(frames), None if damage is None else damage.removeprefix(f"{where}: ")
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,13 @@ class ShardedClips:
         """How the frames differ from those of the files."""
         return f"shards-{self.dataset.manifest.preset}"
 
-    def clip(self, i: int) -> np.ndarray:
-        """Decode the JPEGs of video i that are needed."""
+    def clip(self, i: int) -> tuple[np.ndarray, str | None]:
+        """Decode the JPEGs of video i that are needed; and what was lost when they were made."""
         sample = self.dataset.read_sample(
             self.keys[i], streams=("rgb",), stop=self.protocol.frames_needed
         )
-        return protocol_clip(protocol_frames(sample.frames(), self.protocol), self.protocol)
+        clip = protocol_clip(protocol_frames(sample.frames(), self.protocol), self.protocol)
+        return clip, sample.info.damage
 
 
 @dataclass(frozen=True)
@@ -80,18 +83,23 @@ class ArrayClips:
     protocol: Protocol
     origin = "array"
 
-    def clip(self, i: int) -> np.ndarray:
-        """Read video i."""
+    def clip(self, i: int) -> tuple[np.ndarray, str | None]:
+        """Read video i, of which nothing is lost."""
         video = map_array(self.path, str(self.path))[i]
-        return protocol_clip(np.asarray(protocol_frames(video, self.protocol)), self.protocol)
+        clip = protocol_clip(np.asarray(protocol_frames(video, self.protocol)), self.protocol)
+        return clip, None
 
 
 ClipSet = FileClips | ShardedClips | ArrayClips
 
 
-def read_clip(i: int, *, clips: ClipSet) -> tuple[dict[str, np.ndarray], None]:
-    """Clip i, float32 (T, size, size, 3) in 0..255, as `i3d.parallel.ahead.read_items` wants it."""
-    return {"clip": clips.clip(i)}, None
+def read_clip(i: int, *, clips: ClipSet) -> tuple[dict[str, np.ndarray], str | None]:
+    """Clip i, float32 (T, size, size, 3) in 0..255, and what was lost of the video.
+
+    As `i3d.parallel.ahead.read_items` wants it.
+    """
+    clip, damage = clips.clip(i)
+    return {"clip": clip}, damage
 
 
 def open_clip_set(contents: Contents, protocol: Protocol) -> ClipSet:
@@ -144,7 +152,19 @@ def given_features(contents: Contents) -> np.ndarray | None:
     return array
 
 
-def feature_batches(features: np.ndarray) -> Iterator[np.ndarray]:
-    """Some rows at a time."""
+def feature_batches(features: np.ndarray, where: str) -> Iterator[np.ndarray]:
+    """Some rows at a time, float64 (n, D).
+
+    Raises:
+        DatasetError: names ``where`` and the first value that is not finite, or too large.
+    """
     for start in range(0, len(features), FEATURE_ROWS):
-        yield np.asarray(features[start : start + FEATURE_ROWS])
+        with np.errstate(over="ignore"):  # said below
+            rows = np.asarray(features[start : start + FEATURE_ROWS]).astype(np.float64)
+        if (bad := ~(np.abs(rows) <= MAX_FEATURE)).any():
+            row, column = np.argwhere(bad)[0]
+            raise DatasetError(
+                f"{where}: row {start + row}, column {column} is {rows[row, column]}; no distance "
+                "can be told from it: leave the row out, or compute it again in fp32"
+            )
+        yield rows

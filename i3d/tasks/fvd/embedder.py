@@ -1,6 +1,6 @@
 """Clips -> the features whose distance is measured, by the network that a protocol wants."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -67,19 +67,36 @@ class Embedder:
         self.dimensions: int = head.out_channels if logits else head.in_channels
         self._endpoint = "logits" if logits else "clip"
 
-    def embed(self, clips: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
-        """Features float32 (n, D), batch by batch, of clips float32 (T, size, size, 3) in 0..255.
+    def embed(
+        self, clips: Iterable[tuple[int, torch.Tensor]], refuse: Callable[[int, str], None]
+    ) -> Iterator[np.ndarray]:
+        """Features float32 (n, D), batch by batch.
+
+        Args:
+            clips: numbers, and clips float32 (T, size, size, 3) in 0..255.
+            refuse: told the number of a clip whose features are NaN or infinite, and the reason;
+                they are left out.
 
         Raises:
-            I3DError: one clip does not fit into the GPU's memory.
+            I3DError: one clip does not fit into the memory.
         """
         device = self._network.device
         batcher = Batcher(self._compute, self.options, device=device, frames=self.protocol.frames)
-        for clip in clips:
-            for _, rows in batcher.add(clip.to(device, non_blocking=True), None):
-                yield rows
-        for _, rows in batcher.finish():
-            yield rows
+        for number, clip in clips:
+            for numbers, rows in batcher.add(clip.to(device, non_blocking=True), number):
+                yield self._keep(numbers, rows, refuse)
+        for numbers, rows in batcher.finish():
+            yield self._keep(numbers, rows, refuse)
+
+    def _keep(
+        self, numbers: Sequence[int], rows: np.ndarray, refuse: Callable[[int, str], None]
+    ) -> np.ndarray:
+        """The rows that are finite."""
+        reasons = [self._network.explain_overflow(row) for row in rows]
+        for number, reason in zip(numbers, reasons, strict=True):
+            if reason is not None:
+                refuse(number, reason)
+        return rows[[reason is None for reason in reasons]]
 
     def _compute(self, clips: torch.Tensor) -> torch.Tensor:
         return self._network.compute(scale_frames(clips), self._endpoint)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from i3d import files
-from i3d.errors import UsageError
+from i3d.errors import DatasetError, UsageError
 from i3d.metrics.frechet import Moments
 from i3d.models.i3d import I3D
 from i3d.records import differences
@@ -88,16 +88,20 @@ class FrechetVideoDistance:
 
         Raises:
             UsageError: another type or shape.
-            DatasetError: fewer frames than the protocol needs.
+            DatasetError: fewer frames than the protocol needs, or features that are not finite.
         """
+
+        def refuse(number: int, reason: str) -> None:
+            raise DatasetError(f"videos[{number}]: {reason}")
+
         array = videos.cpu().numpy() if isinstance(videos, torch.Tensor) else np.asarray(videos)
         check_videos(array, "videos")
         clips = (
-            torch.from_numpy(protocol_clip(protocol_frames(v, self.protocol), self.protocol))
-            for v in array
+            (i, torch.from_numpy(protocol_clip(protocol_frames(v, self.protocol), self.protocol)))
+            for i, v in enumerate(array)
         )
         empty = np.zeros((0, self.network.dimensions), np.float32)
-        return np.concatenate([empty, *self.network.embed(clips)])
+        return np.concatenate([empty, *self.network.embed(clips, refuse)])
 
     def update(self, videos: "np.ndarray | torch.Tensor", real: bool = True) -> None:
         """Add a batch of videos to the real set or to the fake one; see `features`."""
@@ -186,6 +190,7 @@ def make_record(protocol: Protocol, weights: WeightsRecord, precision: str, tall
         found=tally.found,
         left_out=tally.left_out,
         skipped=tally.skipped,
+        damaged=tally.damaged,
         i3d=VERSION,
         arrays_sha256="",
     )
@@ -195,7 +200,7 @@ def pack_moments(about: Mapping[str, Any], sets: Mapping[str, Moments]) -> bytes
     """Sets of features with what they are, for another process; no pickle."""
     arrays = {f"{s}/{k}": array for s, m in sets.items() for k, array in m.to_arrays().items()}
     buffer = io.BytesIO()
-    about_bytes = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    about_bytes = np.frombuffer(json.dumps(about, allow_nan=False).encode(), np.uint8)
     np.savez(buffer, about=about_bytes, **arrays)  # type: ignore[arg-type]  # savez's own flag
     return buffer.getvalue()
 

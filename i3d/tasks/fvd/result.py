@@ -5,9 +5,10 @@ videos, so it never travels without them: `Result.line` is enough to repeat it.
 """
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from i3d.data.shards import Failure
 from i3d.errors import DatasetError, UsageError
@@ -26,7 +27,14 @@ from i3d.tasks.fvd.protocols import SCALE, Protocol, find_protocol
 from i3d.tasks.fvd.statistics import WeightsRecord
 from i3d.version import VERSION
 
-REASONS_SHOWN = 3  # of skipped videos
+REASONS_SHOWN = 3  # of skipped videos, and of damaged ones
+
+
+class Damaged(NamedTuple):
+    """A video that was used though part of it was lost, and what."""
+
+    key: str
+    damage: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,9 @@ class Tally:
         found: number in the set.
         skipped: number that could not be used.
         left_out: number beyond the protocol's.
+        damaged: number of the used ones of which something was lost, as far as it was decoded.
         reasons: why videos were skipped in this run.
+        damages: what was lost of which video in this run.
     """
 
     used: int
@@ -48,12 +58,20 @@ class Tally:
     found: int
     skipped: int = 0
     left_out: int = 0
+    damaged: int = 0
     reasons: tuple[Failure, ...] = ()
+    damages: tuple[Damaged, ...] = ()
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether there is more to say than how many were used."""
+        return bool(self.skipped or self.left_out or self.damaged)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         reasons = [{"video": r.key, "reason": r.reason} for r in self.reasons]
-        return {**asdict(self), "reasons": reasons}
+        damages = [{"video": d.key, "damage": d.damage} for d in self.damages]
+        return {**asdict(self), "reasons": reasons, "damages": damages}
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,7 @@ class Result:
         if self.endless is not None:
             lines.append(f"extrapolated to endlessly many videos: {self.endless:.6g}")
         for side, videos in (("real", self.real), ("fake", self.fake)):
-            if videos.skipped or videos.left_out:
+            if videos.is_partial:
                 lines.append(describe_tally(side, videos))
         if self.warning is not None:
             lines.append(f"warning: {self.warning}")
@@ -175,10 +193,21 @@ def describe_tally(side: str, videos: Tally) -> str:
         f"{side}: {videos.found} found = {videos.used} used + {videos.skipped} skipped + "
         f"{videos.left_out} beyond the protocol's number"
     )
-    for failure in videos.reasons[:REASONS_SHOWN]:
-        text += f"\n  {failure.key}: {failure.reason}"
-    more = len(videos.reasons) - REASONS_SHOWN
-    return text + (f"\n  and {more} more" if more > 0 else "")
+    text += _describe_first(videos.reasons)
+    if videos.damaged:
+        text += f"\n{side}: {videos.damaged} of the used ones are damaged"
+        text += _describe_first(videos.damages)
+    return text
+
+
+def _describe_first(videos: Sequence[Failure | Damaged]) -> str:
+    """A line for each of the first."""
+    lines = [
+        f"\n  {v.key}: {v.reason if isinstance(v, Failure) else v.damage}"
+        for v in videos[:REASONS_SHOWN]
+    ]
+    more = len(videos) - REASONS_SHOWN
+    return "".join(lines) + (f"\n  and {more} more" if more > 0 else "")
 
 
 def compute_result(

@@ -48,7 +48,7 @@ from i3d.tasks.fvd.options import (
     Measure,
 )
 from i3d.tasks.fvd.protocols import Protocol, change_protocol
-from i3d.tasks.fvd.result import Result, Tally, compute_result, describe_tally
+from i3d.tasks.fvd.result import Damaged, Result, Tally, compute_result, describe_tally
 from i3d.tasks.fvd.statistics import (
     Record,
     WeightsRecord,
@@ -61,6 +61,7 @@ from i3d.tasks.network import choose_device
 from i3d.tasks.options import ComputeOptions
 
 BYTES_A_PIXEL = 12  # of a clip: three float32
+MAX_KEPT_BYTES = 1 << 34  # 5 million videos with 400 logits
 
 
 def fvd(
@@ -158,7 +159,7 @@ class Saved:
         record = self.record
         weights = f"{record.weights.name} (sha256 {record.weights.sha256[:12]})"
         lines = [f"{self.location}: {self.tally.used} videos, {record.protocol.name}, {weights}"]
-        if self.tally.skipped or self.tally.left_out:
+        if self.tally.is_partial:
             lines.append(describe_tally("videos", self.tally))
         return "\n".join(lines)
 
@@ -326,26 +327,57 @@ def _collect(
     if side.record is not None and side.moments is not None:
         record, moments = side.record, side.moments
         return moments, Tally(
-            moments.count, record.origin, record.found, record.skipped, record.left_out
+            moments.count,
+            record.origin,
+            record.found,
+            record.skipped,
+            record.left_out,
+            record.damaged,
         )
     if (features := side.features) is not None:
         moments = Moments(features.shape[1], keep=keep)
-        for batch in feature_batches(features):
+        _check_memory(features, side.contents.where, keep=keep)
+        for batch in feature_batches(features, side.contents.where):
             moments.update(batch)
         return moments, Tally(moments.count, "features", moments.count)
     assert clips is not None
-    parts, skipped = [], []
+    parts: list[Moments] = []
+    skipped: list[Failure] = []
+    damaged: list[Damaged] = []
     for data in gathered:
         about, arrays = unpack_moments(data)
         parts.append(Moments.from_arrays(arrays[side.name], keep=keep))
-        skipped += [Failure(clips.keys[i], reason) for i, reason in about[side.name]]
+        skipped += [Failure(clips.keys[i], text) for i, text in about["skipped"][side.name]]
+        damaged += [Damaged(clips.keys[i], text) for i, text in about["damaged"][side.name]]
     whole = parts[0]
     for part in parts[1:]:
         whole.merge(part)
     found, planned = len(clips.keys), whole.count + len(skipped)
     return whole, Tally(
-        whole.count, clips.origin, found, len(skipped), found - planned, tuple(sorted(skipped))
+        used=whole.count,
+        origin=clips.origin,
+        found=found,
+        skipped=len(skipped),
+        left_out=found - planned,
+        damaged=len(damaged),
+        reasons=tuple(sorted(skipped)),
+        damages=tuple(sorted(damaged)),
     )
+
+
+def _check_memory(features: np.ndarray, where: str, *, keep: bool) -> None:
+    """Refuse, before it is taken, what the rows of given features would need when all are kept.
+
+    Raises:
+        UsageError: names the option that keeps them.
+    """
+    size = 8 * features.size
+    if keep and size > MAX_KEPT_BYTES:
+        raise UsageError(
+            f"{where}: {len(features)} x {features.shape[1]} features take {size >> 30} GiB when "
+            f"all are kept, as --kvd and --plot do (at most {MAX_KEPT_BYTES >> 30}); leave those "
+            "out, or give fewer rows"
+        )
 
 
 # --- the work of one process ----------------------------------------------------------------------
@@ -367,6 +399,7 @@ class _SetMoments:
         dimensions = 1 if embedder is None else embedder.dimensions
         self.moments = {name: Moments(dimensions, keep=keep) for name in clips}
         self.skipped: dict[str, list[tuple[int, str]]] = {name: [] for name in clips}
+        self.damaged: dict[str, dict[int, str]] = {name: {} for name in clips}
 
     def _share(self, name: str) -> range:
         """Which videos are this process's."""
@@ -386,26 +419,34 @@ class _SetMoments:
         with progress_bar(title, total=total, unit="videos") as bar:
             for name in self.clips:
                 clips = self._read(name, workers, bar, done, pin=device != "cpu")
-                for features in self.embedder.embed(clips):
+                for features in self.embedder.embed(clips, partial(self._skip, name)):
                     self.moments[name].update(features)
                 done += len(self._share(name))
 
+    def _skip(self, name: str, i: int, reason: str) -> None:
+        """Note why video i of a set cannot be used."""
+        self.skipped[name].append((i, reason))
+        self.damaged[name].pop(i, None)  # of those that are used
+
     def _read(
         self, name: str, workers: int, bar: Bar, done: int, *, pin: bool
-    ) -> Iterator[torch.Tensor]:
+    ) -> Iterator[tuple[int, torch.Tensor]]:
         """This process's clips of a set; what cannot be used is noted."""
         read = partial(read_clip, clips=self.clips[name])
         for item in read_items(read, self._share(name), workers=workers, pin=pin):
             if item.error is not None:
-                self.skipped[name].append((item.index, item.error))
+                self._skip(name, item.index, item.error)
             else:
-                yield item.tensors["clip"]
+                if item.about is not None:
+                    self.damaged[name][item.index] = item.about
+                yield item.index, item.tensors["clip"]
             done += 1
             bar.update(done)
 
     def part(self) -> bytes:
         """All that this process has to report."""
-        return pack_moments(self.skipped, self.moments)
+        damaged = {name: list(found.items()) for name, found in self.damaged.items()}
+        return pack_moments({"skipped": self.skipped, "damaged": damaged}, self.moments)
 
 
 def run_fvd(

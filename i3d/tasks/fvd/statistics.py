@@ -68,6 +68,7 @@ class Record:
         found: videos in the set.
         left_out: videos beyond the protocol's number.
         skipped: videos that could not be used; found = n + left_out + skipped.
+        damaged: videos among the n of which something was lost.
         i3d: version that wrote it.
         arrays_sha256: hash of the other arrays.
     """
@@ -79,6 +80,7 @@ class Record:
     found: int
     left_out: int
     skipped: int
+    damaged: int
     i3d: str
     arrays_sha256: str
 
@@ -157,6 +159,9 @@ def read_statistics(arrays: Mapping[str, np.ndarray], where: str) -> tuple[Recor
         rows.dtype == np.float64 and rows.shape == (int(n), len(mu)) and len(rows) <= MAX_ROWS
     ):
         raise DatasetError(f"{where}: features are {rows.dtype} {rows.shape}, which do not fit n")
+    for name, array in (("mu", mu), ("sigma", sigma), ("features", rows)):
+        if array is not None and not np.isfinite(array).all():
+            raise DatasetError(f"{where}: {name} holds NaN or infinity; save the statistics again")
     if record.arrays_sha256 != _digest({k: v for k, v in arrays.items() if k != "metadata"}):
         raise DatasetError(f"{where} is damaged or was edited: its arrays do not match its seal")
     if rows is not None:

@@ -20,8 +20,17 @@ def make_manifest(
 ) -> Manifest:
     """The manifest of a dataset under settings; it depends on nothing else.
 
-    The GPU's flow can differ from the CPU's, so the manifest names its kernel.
+    The GPU's flow can differ from the CPU's, so the manifest names its kernel. It keeps the size of
+    every video's file, so that none is replaced between two runs unnoticed.
+
+    Raises:
+        StorageError: the server or the disk fails when it is asked for them.
     """
+    try:
+        states = files.find_states([video.location for video in dataset.videos])
+    except OSError as error:
+        files.blame_storage(error.filename or root, error)
+        raise
     samples = [
         PlannedSample(
             key=video.key,
@@ -29,8 +38,10 @@ def make_manifest(
             class_index=video.index,
             start_seconds=video.start_seconds,
             end_seconds=video.end_seconds,
+            file_bytes=state.size,
+            etag=state.etag,
         )
-        for video in dataset.videos
+        for video, state in zip(dataset.videos, states, strict=True)
     ]
     streams: tuple[Stream, ...] = ("rgb", "flow") if settings.flow else ("rgb",)
     parameters: dict[str, Any] = {

@@ -329,11 +329,13 @@ class _ShardMaker:
             self.encoded, self.frames, self.bytes = before
             self.lost.append((shard, str(error)))
             say(f"shard {shard} is given up: {error}; run again to make it")
-            for _ in samples[taken:]:  # begun already, or cheaper done than undone
-                outcome = next(outcomes)
-                if isinstance(outcome, Result):
-                    outcome.close()
-                self._done += 1
+        # Of a shard that was given up, or that another run has made. These are begun already, or
+        # cheaper done than undone.
+        for _ in samples[taken:]:
+            outcome = next(outcomes)
+            if isinstance(outcome, Result):
+                outcome.close()
+            self._done += 1
 
     def _add(self, writer: ShardWriter, sample: PlannedSample, outcome: Outcome) -> None:
         location = self.encoder.locate(sample)

@@ -32,7 +32,7 @@ from i3d.parallel.process import count_cores
 from i3d.parallel.world import World
 from i3d.presets import MIN_FRAMES, Preset, find_preset
 from i3d.report.plot import check_plot
-from i3d.tasks.network import choose_device, compute, open_network
+from i3d.tasks.network import choose_device, compute, explain_overflow, open_network
 from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, PredictOptions
 from i3d.tasks.predict.result import Prediction, Window, top_classes
 from i3d.tasks.predict.timeline import plot_timeline
@@ -142,11 +142,12 @@ class Predictor:
                 clip_frames = min(clip_frames, round(every_seconds * preset.fps))
             for start, frames in _windows(reader, clip_frames, every_seconds, preset.fps):
                 frames_seen += len(frames)
+                where = name if every_seconds is None else f"{name}, {start / preset.fps:g} s"
                 windows.append(
                     Window(
                         start_seconds=start / preset.fps,
                         end_seconds=(start + len(frames)) / preset.fps,
-                        logits=self._logits(frames, clip_frames),
+                        logits=self._logits(frames, clip_frames, where),
                         frame=frames[len(frames) // 2].copy(),
                     )
                 )
@@ -180,26 +181,44 @@ class Predictor:
             except (VideoError, StorageError) as error:
                 yield error
 
-    def _logits(self, frames: np.ndarray, clip_frames: int) -> np.ndarray:
-        """Summed logits float32 (num_classes,) of frames looped to the clip's length."""
+    def _logits(self, frames: np.ndarray, clip_frames: int, where: str) -> np.ndarray:
+        """Summed logits float32 (num_classes,) of frames looped to the clip's length.
+
+        Raises:
+            VideoError: names ``where``; they have no flow, or a network's logits are not finite.
+        """
         preset = self.preset
         clips: dict[str, torch.Tensor] = {}
-        total = torch.zeros(len(self.classes), device=self.device)
-        for model in self.models:
+        total = np.zeros(len(self.classes), np.float32)
+        for name, model in zip(self.checkpoints, self.models, strict=True):
             if model.stream not in clips:
+                if model.stream == "flow" and len(frames) < 2:
+                    raise VideoError(
+                        f"{where}: a video of one frame has no flow; use an RGB checkpoint alone"
+                    )
                 clips[model.stream] = (
                     rgb_clip(loop_frames(frames, clip_frames), crop=preset.crop)
                     if model.stream == "rgb"
                     else self._flow_clip(frames, clip_frames)
                 )
-            total += compute(model, clips[model.stream][None].to(self.device))[0]
-        return total.cpu().numpy()
+            row = compute(model, clips[model.stream][None].to(self.device))[0].cpu().numpy()
+            if (reason := _explain_overflow(row, model, name)) is not None:
+                raise VideoError(f"{where}: {reason}")
+            with np.errstate(over="ignore"):  # said below
+                total += row
+        if not np.isfinite(total).all():
+            raise VideoError(f"{where}: the sum of the networks' logits is too large for float32")
+        return total
 
     def _flow_clip(self, frames: np.ndarray, clip_frames: int) -> torch.Tensor:
-        if len(frames) < 2:
-            raise VideoError("a video of one frame has no flow; use an RGB checkpoint alone")
         flow = optical_flow(frames, device=self.flow_device, threads=count_cores(World()))
         return flow_clip(loop_frames(flow, clip_frames), crop=self.preset.crop)
+
+
+def _explain_overflow(logits: np.ndarray, model: I3D | ExportedNetwork, name: str) -> str | None:
+    """See `explain_overflow`; an exported network has the precision that it was exported with."""
+    precision = "fp32" if isinstance(model, I3D) else model.precision
+    return explain_overflow(logits, name, precision, remedy="export it with --precision fp32")
 
 
 def _choose_flow_device(device: str) -> str:

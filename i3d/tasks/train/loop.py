@@ -69,6 +69,9 @@ class Loop:
             self._totals = _Totals(**state["totals"])
         self.logs: Logs | None = None
         if plan.world.first:
+            if state is None:  # first of all, so that a run killed at any moment can go on
+                write_state(plan.run.output, self._state())
+                self._saved_step = 0
             self.logs = Logs(
                 plan.run.output, self.history, tensorboard=self._tensorboard(), step=self.step
             )
@@ -182,8 +185,8 @@ class Loop:
         what = "loss" if bad else "gradient"
         micros = bad or range(len(losses))
         keys = [self.plan.data.keys[v] for i in micros for v in found.videos[i]]
-        mine = {"what": what, "value": losses[bad[0]] if bad else 0, "keys": keys}
-        gathered = self.group.gather(json.dumps(mine).encode())
+        mine = {"what": what, "value": str(losses[bad[0]]) if bad else "", "keys": keys}
+        gathered = self.group.gather(json.dumps(mine, allow_nan=False).encode())
         if not gathered:
             raise I3DError("a loss or gradient is not finite; process 0 says where")
         every = [json.loads(data) for data in gathered]
@@ -191,7 +194,7 @@ class Loop:
         clips = ", ".join(key for one in of_loss or every for key in one["keys"])
         what = f"loss is {of_loss[0]['value']}" if of_loss else "gradient is not finite"
         kept = "no state was saved yet"
-        if self._saved_step is not None:
+        if self._saved_step:
             kept = f"the state after step {self._saved_step} stays"
         raise I3DError(
             f"the {what} at step {self.step + 1}, learning rate {rate:g}, on the clips of {clips}; "
@@ -242,8 +245,7 @@ class Loop:
         self._saved_step = self.step
 
     def _write_network(self, weights: Weights, name: str) -> None:
-        with files.atomic_file(files.join(self.plan.run.output, name)) as path:
-            write_safetensors(weights, path)
+        write_safetensors(weights, files.join(self.plan.run.output, name))
 
     def _state(self) -> dict[str, Any]:
         order, totals, learner = self.plan.order, self._totals, self.learner

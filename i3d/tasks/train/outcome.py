@@ -1,5 +1,6 @@
 """What came of a run, for a person and for a machine."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -60,7 +61,7 @@ class Trained:
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in rows}
         return {
             **plain,
-            **{name: None if row is None else row._asdict() for name, row in rows.items()},
+            **{name: None if row is None else _finite(row) for name, row in rows.items()},
             "last_checkpoint": self.last_checkpoint,
             "best_checkpoint": self.best_checkpoint,
         }
@@ -90,3 +91,8 @@ class Trained:
             f"processes: {self.processes}"
         )
         return "\n".join(lines)
+
+
+def _finite(row: LogRow | ValidationRow) -> dict[str, Any]:
+    """A row as JSON values: None for a gradient that overflowed at fp16, whose step is left out."""
+    return {k: v if math.isfinite(v) else None for k, v in row._asdict().items()}

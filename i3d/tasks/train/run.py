@@ -30,7 +30,7 @@ from i3d.tasks.train.options import SCRATCH, RunOptions, TrainOptions
 from i3d.tasks.train.outcome import Trained
 from i3d.tasks.train.plan import Plan, describe_change, describe_plan, make_plan
 from i3d.tasks.train.start import Start, initial_network
-from i3d.tasks.train.state import CURVES, History, has_state, read_state
+from i3d.tasks.train.state import CURVES, FILES, History, has_state, read_state
 
 
 def train(
@@ -107,12 +107,15 @@ def train(
     if not world.first:
         return None
     _plot(loop.history, plan, say)
+    files.remove_leftovers(files.join(run.output, name) for name in FILES)
     return _sum_up(loop)
 
 
 def _is_empty(folder: str) -> bool:
-    """Whether nothing is in a folder, or it is not there."""
-    return not files.exists(folder) or not files.names_in(folder)
+    """Whether nothing is in a folder but what a killed run was about to write, or it is absent."""
+    return not files.exists(folder) or all(
+        files.final_name(name) in FILES for name in files.names_in(folder)
+    )
 
 
 def _begin(plan: Plan, say: Callable[[str], None], *, progress: bool) -> Start:

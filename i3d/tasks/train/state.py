@@ -16,9 +16,11 @@ neither more nor less than an undisturbed run's.
 import csv
 import io
 import os
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +36,7 @@ LOG = "log.csv"
 VALIDATION = "validation.csv"
 TENSORBOARD = "tensorboard"
 CURVES = "curves.png"
+FILES = (STATE, LAST, BEST, LOG, VALIDATION, CURVES)
 
 
 class LogRow(NamedTuple):
@@ -202,9 +205,28 @@ def has_state(output: files.Location) -> bool:
 
 
 def write_state(output: files.Location, state: Mapping[str, Any]) -> None:
-    """Write the state, atomically."""
-    with files.atomic_file(files.join(output, STATE)) as path:
-        torch.save({"format": KIND, **state}, path)
+    """Write the state, atomically; equal states are equal bytes."""
+
+    def fill(path: Path) -> None:
+        with path.open("wb") as file:  # given the path, torch.save writes its random name, too
+            torch.save(_apart({"format": KIND, **state}), file)
+
+    files.write_by(files.join(output, STATE), fill)
+
+
+def _apart(value: Any) -> Any:
+    """The same, where nothing but equal texts is one object: pickle writes an object once.
+
+    So the bytes depend on the values alone, not on where they came from.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, Mapping):
+        return {_apart(key): _apart(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_apart(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
 
 
 def read_state(output: files.Location) -> dict[str, Any]:

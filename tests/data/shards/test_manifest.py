@@ -3,12 +3,14 @@
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.shards import CLASSES, KEYS, plan
 
+from i3d import files
 from i3d.classes import ClassList
 from i3d.data.shards import (
     Manifest,
@@ -63,6 +65,7 @@ def test_keys_that_a_tar_would_not_give_back(key, message):
         ({"location": "s3://bucket/a.mp4"}, "relative"),
         ({"start_seconds": float("nan")}, "no time"),
         ({"end_seconds": -1.0}, "no time"),
+        ({"file_bytes": -1}, "no size"),
     ],
 )
 def test_samples_that_make_no_sense(change, message):
@@ -121,6 +124,46 @@ def test_resuming_with_other_settings_names_the_difference(folder):
     assert read_manifest(folder) == manifest
 
 
+def with_sizes(sizes, etag=None):
+    """The plan, whose first files have these sizes and the first one this ETag."""
+    samples = list(plan().samples())
+    for i, size in enumerate(sizes):
+        samples[i] = replace(samples[i], file_bytes=size, etag=etag if i == 0 else None)
+    return plan(shards=plan_shards(samples, clips_per_shard=2))
+
+
+def test_other_files_are_refused_by_name_and_size(folder):
+    manifest = with_sizes([1000, 2000, 3000], etag='"a"')
+    first, second = list(manifest.samples())[:2]
+    write_manifest(folder, manifest)
+    write_manifest(folder, with_sizes([1000, 2000, 3000], etag='"a"'))
+    others = {
+        f"begun with other files: {second.key!r} ({second.location}): 2,000 bytes, now 2,001 bytes."
+        " Use the same files": with_sizes([1000, 2001, 3000], etag='"a"'),
+        f'{first.key!r} ({first.location}): 1,000 bytes and ETag "a", now 1,000 bytes and ETag'
+        ' "b".': with_sizes([1000, 2000, 3000], etag='"b"'),
+        "2,000 bytes, now unknown size.": with_sizes([1000, None, 3000], etag='"a"'),
+        'format: "i3d manifest 2", now "i3d manifest 1"': plan(),
+        "samples: 6, now 5": replace(
+            manifest, shards=plan_shards(list(with_sizes([1, 2]).samples())[1:], clips_per_shard=2)
+        ),
+    }
+    for message, other in others.items():
+        with pytest.raises(UsageError, match="another output") as caught:
+            write_manifest(folder, other)
+        assert message in str(caught.value)
+    assert read_manifest(folder) == manifest
+
+
+def test_a_manifest_from_before_the_sizes_is_read_and_not_gone_on_with(folder):
+    write_manifest(folder, plan())
+    data = files.read_range(files.join(folder, "manifest.json"), 0, 1 << 20)
+    assert b'"i3d manifest 1"' in data and b"file_bytes" not in data
+    assert read_manifest(folder) == plan()
+    with pytest.raises(UsageError, match='format: "i3d manifest 1", now "i3d manifest 2"'):
+        write_manifest(folder, with_sizes([1]))
+
+
 def test_many_processes_write_the_same_manifest(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: write_manifest(tmp_path, plan()), range(16)))
@@ -141,6 +184,8 @@ samples = st.builds(
     st.none() | st.integers(0, 2),
     seconds,
     seconds,
+    st.none() | st.integers(0, 2**50),
+    st.none() | texts,
 )  # fmt: skip
 
 

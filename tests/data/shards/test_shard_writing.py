@@ -1,6 +1,7 @@
 """Writing: the same bytes each time, whole or not at all."""
 
 import csv
+import errno
 import hashlib
 import io
 import subprocess
@@ -74,6 +75,7 @@ def test_an_exception_leaves_nothing(folder, error):
 def test_a_tar_without_a_sidecar_is_made_again(folder, monkeypatch):
     manifest = plan()
     write_folder(folder, manifest)
+    files.remove(files.join(folder, "shard-00001.json"))
 
     def die(*_):
         raise KeyboardInterrupt
@@ -89,6 +91,66 @@ def test_a_tar_without_a_sidecar_is_made_again(folder, monkeypatch):
     assert not finish_folder(folder, manifest)
     with pytest.raises(DatasetError, match=r"1 of 3 shards .* lacks shard-00001\.json"):
         open_dataset(folder)
+
+
+def test_what_is_complete_stays_so_while_it_is_written_again(folder, monkeypatch):
+    """Another run may be reading it, or have just said that all is complete."""
+    manifest = plan()
+    write_folder(folder, manifest)
+
+    def refuse(location):
+        raise AssertionError(f"{location} is removed")
+
+    monkeypatch.setattr(files, "remove", refuse)
+    with write_shard(folder, manifest, 1) as writer:
+        for sample in manifest.shards[1]:
+            add(writer, sample.key)
+    assert complete_shards(folder, manifest) == [0, 1, 2]
+
+
+def test_of_two_runs_at_once_both_end_with_the_whole_folder(tmp_path):
+    manifest = plan()
+    write_folder(tmp_path / "one")
+    folder = tmp_path / "two"
+    write_manifest(folder, manifest)
+    with write_shard(folder, manifest, 0) as slow:
+        add(slow, manifest.shards[0][0].key)
+        write_folder(folder)  # the other run begins, ends and tidies up
+        assert read_all(folder) == read_all(tmp_path / "one")
+        add(slow, manifest.shards[0][1].key)
+    assert finish_folder(folder, manifest)
+    assert read_all(folder) == read_all(tmp_path / "one")
+
+
+def test_a_run_whose_open_file_was_removed_on_nfs_takes_the_other_ones(tmp_path):
+    manifest = plan()
+    with write_shard(tmp_path, manifest, 0) as slow:
+        add(slow, manifest.shards[0][0].key)
+        write_folder(tmp_path)
+        raise OSError(errno.ESTALE, "Stale file handle")  # what the next write gives
+    assert finish_folder(tmp_path, manifest)
+    with (
+        pytest.raises(OSError, match="Stale"),
+        write_shard(tmp_path / "alone", manifest, 0),
+    ):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+
+def test_temporary_files_stay_while_a_shard_is_not_complete(written):
+    temporary = written / ".shard-00001.0123456789ab.tmp.tar"
+    temporary.touch()
+    tar = written / "shard-00001.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-1])
+    assert not finish_folder(written, plan())
+    assert temporary.exists()
+    tar.write_bytes(whole)
+    for name in ("manifest.json", "failures.csv", "shard-00000.json"):
+        stem, suffix = name.split(".")
+        (written / f".{stem}.0123456789ab.tmp.{suffix}").touch()
+    (written / ".theirs.0123456789ab.tmp.tar").touch()  # of no file of ours
+    assert finish_folder(written, plan())
+    assert {n for n in read_all(written) if n[0] == "."} == {".theirs.0123456789ab.tmp.tar"}
 
 
 KILLED = """

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 
 from i3d.data.shards import Failure
 from i3d.errors import DatasetError, UsageError
-from i3d.tasks.evaluate.parts import Part, Parts
+from i3d.records import seal_archive
+from i3d.tasks.evaluate.parts import Part, Parts, Plan
 from i3d.tasks.evaluate.predictions import (
     About,
     Predictions,
@@ -129,8 +132,10 @@ def test_a_changed_csv_is_refused(tmp_path):
     refused(good.replace("flow_logits_2", "flow_logits_9"), "columns")
     refused("".join([*lines[:3], lines[2], lines[3]]), "twice")
     refused(good.replace('"b,2",', "b,2,"), "line 3")
-    refused(good.replace(str(table.logits["rgb"][0, 0]), "nan"), "NaN")
-    refused(good.replace("日本,2,", "日本,7,"), "class index")
+    refused(
+        good.replace(str(table.logits["rgb"][0, 0]), "nan"), "line 2: rgb_logits, class 0 is nan"
+    )
+    refused(good.replace("日本,2,", "日本,7,"), "line 4: index is 7, not one of its 3 classes")
     path.write_text(good)
     (tmp_path / "p.csv.json").unlink()
     with pytest.raises(DatasetError, match=r"p\.csv\.json is missing"):
@@ -150,11 +155,11 @@ def test_parquet_of_others_is_refused(tmp_path):
     write_predictions(path, predictions())
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["index"]), path)
-    with pytest.raises(DatasetError, match="columns"):
+    with pytest.raises(DatasetError, match="column index is absent, and has to be int64"):
         read_predictions(path)
     ragged = pa.array([[1.0], [2.0, 3.0], [4.0]], pa.list_(pa.float32()))
     pq.write_table(table.set_column(3, "rgb_logits", ragged), path)
-    with pytest.raises(DatasetError, match="columns"):
+    with pytest.raises(DatasetError, match="row 1: rgb_logits has 1 values for 3 classes"):
         read_predictions(path)
 
 
@@ -163,7 +168,35 @@ def test_other_suffixes(tmp_path):
         write_predictions(tmp_path / "p.json", predictions())
 
 
+THREADS = """
+import os, sys
+from i3d.tasks.evaluate.predictions import read_predictions
+import pyarrow.parquet
+count = lambda: len(os.listdir("/proc/self/task"))
+before = count()
+read_predictions(sys.argv[1])
+print(before, count())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
+def test_reading_parquet_starts_no_thread(tmp_path):
+    """One that still holds the Python file when the interpreter ends aborts the process."""
+    write_predictions(tmp_path / "p.parquet", predictions())
+    script = [sys.executable, "-c", THREADS, str(tmp_path / "p.parquet")]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    before, after = done.stdout.split()
+    assert before == after
+
+
 # --- parts ----------------------------------------------------------------------------------------
+
+
+PLAN = Plan.of([f"v{i}" for i in range(8)], [0] * 8)
+
+
+def open_parts(target, rank=0, plan=PLAN, **changes):
+    return Parts(target, about(**changes), plan, rank=rank)
 
 
 def part(streams=("rgb", "flow")):
@@ -174,12 +207,12 @@ def part(streams=("rgb", "flow")):
 def test_parts_of_all_ranks_are_read_and_removed(tmp_path):
     target = tmp_path / "p.parquet"
     for rank in (0, 1):
-        parts = Parts(target, about(), rank=rank)
+        parts = open_parts(target, rank)
         parts.write(part())
         parts.write(part())
     with pytest.raises(UsageError, match=r"p\.parquet\.parts holds an unfinished.*--no-resume"):
-        Parts(target, about(), rank=0).refuse()
-    again = Parts(target, about(), rank=1)
+        open_parts(target).refuse()
+    again = open_parts(target, 1)
     read = again.read()
     assert len(read) == 4
     for one in read:
@@ -189,7 +222,7 @@ def test_parts_of_all_ranks_are_read_and_removed(tmp_path):
     assert len(again.read()) == 5
     again.remove()
     assert not (tmp_path / "p.parquet.parts").exists()
-    Parts(target, about(), rank=0).refuse()
+    open_parts(target).refuse()
 
 
 @pytest.mark.parametrize(
@@ -201,15 +234,98 @@ def test_parts_of_all_ranks_are_read_and_removed(tmp_path):
     ],
 )
 def test_resuming_with_other_settings_is_refused(tmp_path, change, named):
-    Parts(tmp_path / "p.csv", about(), rank=0).write(part())
+    open_parts(tmp_path / "p.csv").write(part())
     with pytest.raises(UsageError, match=f"other settings: .*{named}"):
-        Parts(tmp_path / "p.csv", about(**change), rank=0).read()
-    Parts(tmp_path / "p.csv", about(versions={"torch": "3"}), rank=0).read()
+        open_parts(tmp_path / "p.csv", **change).read()
+    open_parts(tmp_path / "p.csv", versions={"torch": "3"}).read()
+
+
+def test_resuming_with_other_videos_is_refused(tmp_path):
+    """The parts have numbers: with a video more, they would be other videos'."""
+    open_parts(tmp_path / "p.csv").write(part())
+    other = Plan.of(["new", *(f"v{i}" for i in range(7))], [0] * 8)
+    relabelled = Plan.of([f"v{i}" for i in range(8)], [1] * 8)
+    for plan in (other, relabelled):
+        with pytest.raises(UsageError, match=r"part-00000-00000\.npz was written for other videos"):
+            open_parts(tmp_path / "p.csv", plan=plan).read()
+
+
+def edited(path, seal=False, compressed=False, **changes):
+    """The part with other arrays, as anyone can write it."""
+    with np.load(path) as arrays:
+        (np.savez_compressed if compressed else np.savez)(path, **dict(arrays) | changes)
+    if seal:
+        with path.open("r+b") as file:
+            seal_archive(file)
+
+
+def test_an_edited_part_is_named(tmp_path):
+    parts = open_parts(tmp_path / "p.csv")
+    parts.write(part())
+    (path,) = (tmp_path / "p.csv.parts").iterdir()
+    edited(path, rgb_logits=np.full((2, 3), np.nan, np.float32))
+    words = r"part-00000-00000\.npz is damaged or was edited.*delete it and run"
+    with pytest.raises(DatasetError, match=words):
+        parts.read()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"videos": np.array([4, 8])}, "video 8 of 8"),
+        ({"videos": np.array([-1, 4])}, "video -1 of 8"),
+        ({"videos": np.array([4.5, 7])}, "video 4.5 of 8"),
+        ({"videos": np.array([4, 4])}, "twice"),
+        ({"videos": np.array([5, 7])}, "twice"),  # skipped, too
+        ({"skipped": np.array([99])}, "video 99 of 8"),
+        ({"rgb_logits": np.zeros((3, 3), np.float32)}, "another shape"),
+    ],
+)
+def test_a_part_that_contradicts_the_plan(tmp_path, changes, words):
+    """Anyone can seal."""
+    parts = open_parts(tmp_path / "p.csv")
+    parts.write(part())
+    (path,) = (tmp_path / "p.csv.parts").iterdir()
+    edited(path, seal=True, **changes)
+    with pytest.raises(DatasetError, match=f"is damaged .*{words}.*delete it and run"):
+        parts.read()
+
+
+def test_a_part_is_bounded(tmp_path, monkeypatch):
+    parts = open_parts(tmp_path / "p.csv")
+    parts.write(part())
+    (path,) = (tmp_path / "p.csv.parts").iterdir()
+    whole = path.read_bytes()
+    edited(path, seal=True, compressed=True, more=np.zeros(1 << 20, np.uint8))
+    with pytest.raises(DatasetError, match=r"would unpack to 1,.* bytes from .*delete it"):
+        parts.read()
+    path.write_bytes(whole)
+    monkeypatch.setattr("i3d.tasks.evaluate.parts.MAX_SMALL_BYTES", -(8 * (1 << 13)))
+    with pytest.raises(DatasetError, match=r"has more than 192 bytes; delete it"):
+        parts.read()
+
+
+def test_coreutils_check_the_seal_of_a_part(tmp_path):
+    open_parts(tmp_path / "p.csv").write(part())
+    (path,) = (tmp_path / "p.csv.parts").iterdir()
+    line = f"test $(head -c -64 {path} | sha256sum | cut -c 1-64) = $(tail -c 64 {path})"
+    subprocess.run(["bash", "-c", line], check=True)
+
+
+def test_of_two_runs_at_once_each_removes_what_it_wrote(tmp_path):
+    one, other = open_parts(tmp_path / "p.csv"), open_parts(tmp_path / "p.csv")
+    one.write(part())
+    other.write(part())
+    one.remove()
+    assert other.read() == []
+    other.write(part())
+    other.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", [slice(0, 100), slice(200, None), "pickle"])
 def test_damaged_parts(tmp_path, damage):
-    parts = Parts(tmp_path / "p.csv", about(), rank=0)
+    parts = open_parts(tmp_path / "p.csv")
     parts.write(part())
     (path,) = (tmp_path / "p.csv.parts").iterdir()
     if damage == "pickle":

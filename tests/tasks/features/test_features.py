@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,8 +30,10 @@ from i3d.data.shards import open_dataset
 from i3d.data.videos import VideoSet
 from i3d.errors import CheckpointError, DatasetError, UsageError
 from i3d.parallel.world import World
+from i3d.records import seal_archive
+from i3d.tasks.features import extraction
 from i3d.tasks.features.extraction import extract
-from i3d.tasks.features.files import MAX_NAME_BYTES, file_names
+from i3d.tasks.features.files import FAILURE_KIND, MAX_NAME_BYTES, FeatureFolder, file_names
 from i3d.tasks.features.options import FeatureOptions
 from i3d.tasks.network import compute
 from i3d.tasks.precompute.options import Settings, Work
@@ -575,6 +578,113 @@ def test_killed_and_run_again(videos, checkpoints, tmp_path, output, sent, run):
         for name in LENGTHS:
             one, other = read(folder / output / f"{name}.npz"), read(whole / output / f"{name}.npz")
             np.testing.assert_allclose(one["flow"], other["flow"], rtol=0, atol=NOISE)
+
+
+FEW = replace(FAST, step="64")  # rows
+
+
+def at_the_first(monkeypatch, holder, name, do):
+    """Do something before the first call of a function, which then is itself again."""
+    real = getattr(holder, name)
+
+    def wrapped(*arguments, **options):
+        monkeypatch.setattr(holder, name, real)
+        do()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(holder, name, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("output", "holder", "moment"),
+    [
+        ("out", FeatureFolder, "write"),
+        ("out", FeatureFolder, "finish"),
+        ("out.parquet", FeatureFolder, "write"),
+        ("out.parquet", FeatureFolder, "find_outcomes"),
+        ("out.parquet", extraction, "merge"),
+    ],
+)
+def test_of_two_runs_at_once_both_end_with_the_whole(
+    videos, checkpoints, tmp_path, monkeypatch, output, holder, moment
+):
+    """The other one begins, ends and tidies up while the first one is there."""
+
+    def other():
+        assert extract(videos, tmp_path / output, checkpoints[:1], options=FEW).complete
+
+    extract(videos, tmp_path / "whole" / output, checkpoints[:1], options=FEW)
+    at_the_first(monkeypatch, holder, moment, other)
+    result = extract(videos, tmp_path / output, checkpoints[:1], options=FEW)
+    assert (result.found, result.done, result.complete) == (3, 3, True)
+    shutil.move(tmp_path / "whole", tmp_path.parent / f"{tmp_path.name}-whole")
+    assert contents(tmp_path) == contents(tmp_path.parent / f"{tmp_path.name}-whole")
+
+
+def test_parts_beside_a_finished_file_go(videos, checkpoints, tmp_path):
+    """As a run leaves them that was killed after another one had made the file."""
+    target = tmp_path / "out.parquet"
+    extract(videos, target, checkpoints[:1], options=FEW)
+    (tmp_path / "out.parquet.parts").mkdir()
+    (tmp_path / "out.parquet.parts" / "short.npz").write_bytes(b"half")
+    (tmp_path / ".out.0123456789ab.tmp.parquet").touch()
+    assert extract(videos, target, checkpoints[:1], options=FEW).already == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def edit_nan(arrays):
+    arrays["rgb"][0] = np.nan
+
+
+def edit_rows(arrays):
+    arrays["rgb"] = np.concatenate([arrays["rgb"], arrays["rgb"][-1:]])
+
+
+def edit_times(arrays):
+    arrays["start_seconds"][0] = -1
+
+
+def edit_video(arrays):
+    about = json.loads(str(arrays["about"]))
+    arrays["about"] = np.array(json.dumps({**about, "video": "short"}))
+
+
+@pytest.mark.parametrize(
+    ("edit", "sealed", "words"),
+    [
+        (edit_nan, False, "its seal does not match"),
+        (edit_rows, True, "different lengths"),
+        (edit_times, True, "times make no sense"),
+        (edit_video, True, "it is of 'short'"),
+    ],
+)
+def test_an_edited_part_is_named(videos, checkpoints, tmp_path, edit, sealed, words):
+    target, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
+    extract(videos, target, checkpoints[:1], options=FEW, world=World(1, 2, 2))
+    (part,) = parts.glob("*.npz")
+    with np.load(part) as stored:
+        arrays = dict(stored)
+    edit(arrays)
+    np.savez(part, **arrays)
+    if sealed:
+        with part.open("r+b") as file:
+            seal_archive(file)
+    with pytest.raises(DatasetError, match=rf"{part.name} is damaged .*{words}.*delete it and run"):
+        extract(videos, target, checkpoints[:1], options=FEW)
+    assert not target.exists()
+    part.unlink()
+    assert extract(videos, target, checkpoints[:1], options=FEW).complete
+    assert [p.name for p in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def test_a_reason_that_holds_no_more_goes(videos, checkpoints, tmp_path):
+    """Another run has failed over a video after this one had made its features."""
+    extract(videos, tmp_path / "out", checkpoints[:1], options=FEW)
+    before = contents(tmp_path)
+    document = {"format": FAILURE_KIND, "video": "short", "reason": "no room"}
+    (tmp_path / "out" / "short.error.json").write_text(json.dumps(document))
+    extract(videos, tmp_path / "out", checkpoints[:1], options=FEW)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -337,7 +337,9 @@ def test_everything_is_in_the_json(reference):
         "found": 5,
         "skipped": 0,
         "left_out": 0,
+        "damaged": 0,
         "reasons": [],
+        "damages": [],
     }
     assert report["versions"]["torch"] == torch.__version__
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -204,6 +205,46 @@ def test_two_processes_at_once(videos, reference, tmp_path):
     result = json.loads(printed[0])
     assert (result["encoded"], result["made"], result["complete"]) == (6, 3, True)
     assert contents(tmp_path / "out") == contents(reference)
+
+
+def twice_at_once(videos, output) -> None:
+    """Two runs of the same command, which know nothing of each other."""
+    runs = []
+    for _ in range(2):
+        arguments = [*command(videos, output), "--no-flow", "--workers", "1", "--json"]
+        pipe = subprocess.PIPE
+        runs.append(subprocess.Popen(arguments, stdout=pipe, stderr=pipe, text=True))
+    for run in runs:
+        out, error = run.communicate()
+        assert run.returncode == 0, error
+        assert json.loads(out)["complete"]
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_the_same_command_twice_at_once(videos, tmp_path, times):
+    run_precompute(videos, tmp_path / "whole", settings=replace(SMALL, flow=False))
+    for i in range(times):
+        output = tmp_path / f"out-{i}"
+        twice_at_once(videos, output)
+        assert contents(output) == contents(tmp_path / "whole")
+
+
+def test_a_video_that_was_replaced_is_named(videos, tmp_path):
+    copies = tmp_path / "val"
+    shutil.copytree(videos, copies)
+    run_precompute(copies, tmp_path / "out", world=World(0, 2), patience_seconds=0.0)
+    changed = copies / "archery" / "b.mp4"
+    before = changed.stat().st_size
+    with changed.open("ab") as file:
+        file.write(b"more")
+    expected = (
+        rf"out was begun with other files: 'archery/b' \(archery/b\.mp4\): {before:,} bytes, now"
+        rf" {before + 4:,} bytes\. Use the same files, or another output"
+    )
+    with pytest.raises(UsageError, match=expected):
+        run_precompute(copies, tmp_path / "out", world=World(1, 2))
+    shutil.copy(videos / "archery" / "b.mp4", changed)
+    assert run_precompute(copies, tmp_path / "out", world=World(1, 2)).complete
 
 
 def kill_and_resume(videos, output, *options, kills: int, seed: int, longest: float) -> None:

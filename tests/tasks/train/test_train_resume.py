@@ -68,6 +68,34 @@ def test_many_kills(shards, val, undisturbed, tmp_path):
     assert_same_run(undisturbed, tmp_path / "run")
 
 
+def test_equal_runs_leave_equal_files(run):
+    _, one = run("one")
+    _, other = run("other")
+    for name in ("state.pt", "log.csv", "last.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+        mode = (one / name).stat().st_mode & 0o777
+        assert mode == (one / "log.csv").stat().st_mode & 0o777, f"{name} has {mode:o}"
+
+
+def test_a_kill_before_the_first_save(run, tmp_path, monkeypatch):
+    """The same command goes on from whatever is there."""
+    _, whole = run("whole")
+    output = tmp_path / "broken"
+    output.mkdir()
+    (output / ".state.0123456789ab.tmp.pt").write_bytes(b"half")  # killed in the very first write
+
+    def killed(*_, **__):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Learner, "update", killed)
+        run("broken")
+    run("broken")
+    for name in ("state.pt", "log.csv", "last.safetensors"):
+        assert (whole / name).read_bytes() == (output / name).read_bytes(), name
+    assert not [p.name for p in output.iterdir() if p.name.startswith(".")]
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_finishes_the_step_and_saves(
     shards, val, undisturbed, tmp_path, capsys, monkeypatch, sent
