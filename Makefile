@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-train test test-slow test-storage bench bench-gpu lint format clean
+.PHONY: demo demo-train test test-slow test-storage chaos bench bench-gpu lint format clean
 
 # The environment: exact versions from constraints.txt. torch comes first, so that the CPU build
 # that is pinned there satisfies everything that asks for a torch later.
@@ -42,6 +42,13 @@ test-slow: .venv/ready
 test-storage: .venv/ready
 	I3D_REQUIRE_STORAGE=hdfs,moto $(BIN)/python -m pytest -m "storage or slow" tests/storage
 
+# Every long command, killed and starved at random and run again (docs/reliability.md):
+# make chaos MINUTES=20 SEED=1; without SEED another one each time, which is printed.
+MINUTES := 20
+chaos: .venv/ready
+	$(BIN)/python tests/campaigns/chaos --minutes $(MINUTES) \
+	    $(if $(filter command line,$(origin SEED)),--seed $(SEED))
+
 # Every stage beside its peers and limits, into benchmarks/results/ (docs/performance.md).
 bench: .venv/ready
 	for stage in forward flow precompute precompute_flow loader evaluate growth plot; do \
@@ -63,4 +70,4 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo-output demo-training .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo-output demo-training chaos-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

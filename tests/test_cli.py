@@ -102,6 +102,34 @@ def test_interrupt_is_quiet(run, monkeypatch, bundle, tmp_path):
     assert "Traceback" not in err
 
 
+SLOW_EXPORT = """\
+import sys, time
+import i3d.tasks.export
+from i3d import files
+from i3d.cli import main
+
+def write_for_ever(checkpoint, output, *, precision):
+    with files.atomic_file(output) as path:
+        path.touch()
+        print("writing", flush=True)
+        time.sleep(60)
+
+i3d.tasks.export.export = write_for_ever
+main(sys.argv[1:])
+"""
+
+
+def test_sigterm_ends_every_command_cleanly(tmp_path):
+    """As Ctrl-C does, the commands without worker processes, too: nothing temporary stays."""
+    command = [sys.executable, "-c", SLOW_EXPORT, "export", "x", str(tmp_path / "x.onnx")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error.strip()) == (143, "i3d: interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_checkpoints_list(run, cache):
     cache.mkdir()
     path = cache / "flow_scratch_kinetics400.safetensors"

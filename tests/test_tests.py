@@ -12,7 +12,8 @@ from support.paths import ROOT, TESTS
 FILES = sorted(TESTS.rglob("*.py"))
 TEST_FILES = [path for path in FILES if path.name.startswith("test_")]
 NAMES = {path.stem for path in TEST_FILES} | {"conftest"}
-ONLY_HERE = {Path("storage")}  # real servers, which several parts of the package talk to
+# Real servers, and campaigns of minutes to hours, which several parts of the package meet.
+ONLY_HERE = {Path("storage"), Path("campaigns")}
 
 IMPORT = re.compile(r"\b(?:from|import)\s+(?:\w+\.)*(\w+)")  # in code for another process
 

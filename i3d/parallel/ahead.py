@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from multiprocessing import util
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +85,52 @@ def out_of_memory(name: str, error: MemoryError) -> I3DError:
     return I3DError(f"{name}: memory ran out while it was read{text}; use fewer --workers")
 
 
+class _Parcel:
+    """An item on its way from a worker.
+
+    It is pickled before PyTorch's queue gets it. The queue would do that in a thread, whose errors
+    (no shared memory or file descriptor is left) nobody hears: the job would wait for ever.
+    """
+
+    def __init__(self, item: Any) -> None:
+        self._data, self._error = b"", ""
+        try:
+            self._data = bytes(ForkingPickler.dumps(item))
+        except Exception as error:  # PyTorch's are RuntimeErrors, but for those of the system
+            self._error = _reason(error)
+
+    def open(self) -> Any:
+        """The item.
+
+        Raises:
+            I3DError: it could not be sent or received.
+        """
+        reason = self._error
+        try:
+            if not reason:
+                return ForkingPickler.loads(self._data)
+        except Exception as error:  # of the worker's end of the connection, which may be gone
+            reason = _reason(error)
+        raise I3DError(
+            f"a worker process cannot hand over what it read, or died ({reason}); if it was for "
+            "lack of memory or open files, use fewer --workers, or raise ulimit -f, -n and -v"
+        )
+
+    def pin_memory(self) -> Any:
+        """Called by PyTorch's loader in a thread; what fails there, fails again in `open`."""
+        try:
+            item = self.open()
+        except I3DError as error:
+            self._error = str(error)
+            return self
+        return item.pin_memory()
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def read_items(
     read: Read,
     indices: Sequence[int],
@@ -123,7 +171,9 @@ def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
     options: dict[str, Any] = {}
     if workers:
         # Not fork: HDFS clients, CUDA and OpenMP do not survive it. The server imports torch once
-        # for all workers.
+        # for all workers, which make their sockets below this process's temporary folder: it
+        # removes that at its end, where those of killed workers would stay.
+        util.get_temp_dir()
         options = {
             "multiprocessing_context": start_fork_server(
                 ["torch.utils.data", type(dataset).__module__]
@@ -135,7 +185,7 @@ def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
         dataset,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_pass_on,
+        collate_fn=_Parcel if workers else _pass_on,
         pin_memory=pin,
         generator=torch.Generator(),  # for the workers' seeds; the caller's numbers stay his
         **options,
@@ -151,9 +201,11 @@ def read_ahead(dataset: Any, *, workers: int, pin: bool) -> Iterator[Any]:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise I3DError(
-                f"a worker process that reads videos died ({str(error).splitlines()[0]}); if it "
-                "was for lack of memory, use fewer --workers"
+                f"a worker process that reads videos died ({_reason(error)}); if it was for lack "
+                "of memory, use fewer --workers"
             ) from error
+        if isinstance(item, _Parcel):
+            item = item.open()
         if item.fatal is not None:
             raise item.fatal
         yield item

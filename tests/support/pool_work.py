@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
+
 from i3d.parallel.pool import Result, temporary_file
 
 
@@ -28,6 +30,17 @@ def work(task) -> Result:
     elif kind == "environment":
         return Result(os.environ.get(value))
     return Result((kind, value))
+
+
+# --- reading ahead --------------------------------------------------------------------------------
+
+
+def read(i):
+    """An array of 1 MB for `read_items`, from a worker that lives for two of them."""
+    if i == 2:
+        time.sleep(0.5)  # for the others to be on their way
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"x": np.full(1 << 20, i, np.uint8)}, None
 
 
 # --- in stages ------------------------------------------------------------------------------------

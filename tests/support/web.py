@@ -95,7 +95,7 @@ class WebServer:
         if wanted:
             first, last = wanted.removeprefix("bytes=").split("-")
             total = len(data)
-            data = data[int(first) : int(last) + 1]
+            data = data[int(first) : int(last) + 1 if last else total]
             status = 206 if data else 416
             span = f"{first}-{int(first) + len(data) - 1}" if data else "*"
             headers["Content-Range"] = f"bytes {span}/{total}"
