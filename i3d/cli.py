@@ -15,7 +15,7 @@ import click
 from i3d.command import CONTEXT, command
 from i3d.data.videos import VideoSet
 from i3d.demo.options import DemoOptions
-from i3d.errors import I3DError, UsageError, hide_secrets
+from i3d.errors import I3DError, UsageError, shown
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
 from i3d.tasks.features.options import FeatureCheckpoints, FeatureOptions
 from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, Changes, FvdOutputs, Measure
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (I3DError, OSError) as error:
         if debug:
             raise
-        click.echo(f"i3d: {hide_secrets(_message(error))}", err=True)
+        click.echo(f"i3d: {shown(_message(error))}", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except (KeyboardInterrupt, click.exceptions.Abort):  # click turns the one into the other
         click.echo("i3d: interrupted", err=True)

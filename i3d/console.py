@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from i3d import files
-from i3d.errors import hide_secrets
+from i3d.errors import hide_secrets, shown
 
 LOG_SECONDS = 10.0
 
@@ -39,14 +39,14 @@ def show(outcome: Outcome, *, as_json: bool, output: files.Location | None = Non
         as_json: print JSON and nothing else.
         output: file for the JSON; path or URL.
     """
-    sys.stdout.write(json_text(outcome) if as_json else hide_secrets(f"{outcome}\n"))
+    sys.stdout.write(json_text(outcome) if as_json else shown(f"{outcome}\n"))
     if output is not None:
         files.write(output, json_text(outcome).encode())
 
 
 def say(line: str) -> None:
     """Tell the user something, on standard error."""
-    sys.stderr.write(f"{hide_secrets(line)}\n")
+    sys.stderr.write(f"{shown(line)}\n")
     sys.stderr.flush()
 
 

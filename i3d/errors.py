@@ -15,6 +15,12 @@ _SECRET = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
+# Control characters but for the line's end, surrogates, and what turns the direction of text.
+_UNSHOWN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+MAX_CHARACTERS = 2_000  # of a message; the longest path of Linux, which it may repeat, has 4,096
+
 
 def hide_secrets(text: str) -> str:
     """A text in which every URL's user name, password, signature and token is ``***``."""
@@ -23,11 +29,31 @@ def hide_secrets(text: str) -> str:
     return _SECRET.sub(r"\1***", _LOGIN.sub("***@", text))
 
 
+def shown(text: str) -> str:
+    """A text for a person: without a URL's secrets, and with what a terminal would obey escaped.
+
+    Names and values from files may hold the sequences that move its cursor or set its title, and
+    halves of characters that no file and no screen takes. Line ends stay.
+    """
+    return _UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], hide_secrets(text))
+
+
 class I3DError(ValueError):
-    """Base of every error that bad input can raise; its message holds no password of a URL."""
+    """Base of every error that bad input can raise.
+
+    Its message is fit to be shown, whatever it repeats (see `shown`), and has a screen's length.
+    """
 
     def __init__(self, *arguments: Any) -> None:
-        super().__init__(*(hide_secrets(a) if isinstance(a, str) else a for a in arguments))
+        super().__init__(*(_cut(shown(a)) if isinstance(a, str) else a for a in arguments))
+
+
+def _cut(text: str) -> str:
+    """The beginning, which names the file, and the end, which names the remedy."""
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    half = MAX_CHARACTERS // 2 - 5
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 class VideoError(I3DError):

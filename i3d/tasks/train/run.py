@@ -19,7 +19,7 @@ import click
 
 from i3d import files
 from i3d.console import progress_bar, show
-from i3d.errors import UsageError, hide_secrets
+from i3d.errors import UsageError, shown
 from i3d.models.i3d import I3D
 from i3d.parallel.world import World, connect, world_from_environment
 from i3d.presets import Stream
@@ -79,7 +79,7 @@ def train(
 
     def say(line: str) -> None:
         if progress:
-            click.echo(hide_secrets(line), err=True)
+            click.echo(shown(line), err=True)
 
     val = None if val is None else os.fspath(val)
     run = RunOptions(stream, os.fspath(output), init, val, classes, resume)
