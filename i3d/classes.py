@@ -313,7 +313,7 @@ def read_lines(location: Location) -> list[str]:
     """
     name = fspath(location)
     with readable(name), files.open_read(name) as f:
-        data = f.read(MAX_TEXT_BYTES + 1)
+        data = files.read_bounded(f, MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
         raise DatasetError(f"{name} has more than {MAX_TEXT_BYTES >> 20} MiB; is it a text file?")
     if (nul := data.find(b"\0")) >= 0:

@@ -9,7 +9,6 @@ where what would steer a terminal or begin a line of its own is shown escaped: `
 import copy
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,23 +17,16 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
 from i3d import files
-from i3d.errors import hide_secrets
+from i3d.errors import STEERING, hide_secrets, shown
 
 LOG_SECONDS = 10.0
 
-# What a terminal or an eye is misled by: control characters of C0 and C1, marks of the direction
-# and other invisible ones (the joiners, which scripts need, are none), line and paragraph
-# separators, tags, and halves of surrogate pairs, as the bytes of a name that is no text become.
-_STEERING = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
 _T = TypeVar("_T")
 
 
 def visible(text: str) -> str:
-    """One line that shows all that is in a text: what would steer a terminal is escaped."""
-    return _STEERING.sub(lambda match: repr(match[0])[1:-1], text)
+    """One line that shows all that is in a text but secrets: see `i3d.errors.shown`."""
+    return shown(text).replace("\n", "\\n")
 
 
 def _visible_names(value: _T) -> _T:
@@ -72,7 +64,7 @@ def json_text(outcome: Outcome) -> str:
 def _escape_json(text: str) -> str:
     """The same JSON, in which what would steer a terminal is escaped as JSON escapes it."""
     lines = (
-        _STEERING.sub(lambda m: json.dumps(m[0], allow_nan=False)[1:-1], line)
+        STEERING.sub(lambda m: json.dumps(m[0], allow_nan=False)[1:-1], line)
         for line in text.split("\n")
     )
     return "\n".join(lines)
@@ -92,19 +84,19 @@ def show(outcome: Outcome, *, as_json: bool, output: files.Location | None = Non
         _write(sys.stdout, json_text(outcome))
     else:
         for line in str(_visible_names(outcome)).split("\n"):
-            _write(sys.stdout, f"{visible(hide_secrets(line))}\n")
+            _write(sys.stdout, f"{visible(line)}\n")
     if output is not None:
         files.write(output, json_text(outcome).encode())
 
 
 def say(line: str) -> None:
     """Tell the user something, on standard error."""
-    _write(sys.stderr, f"{visible(hide_secrets(line))}\n")
+    _write(sys.stderr, f"{visible(line)}\n")
 
 
 def show_line(line: str) -> None:
     """Print a line of a result on standard output."""
-    _write(sys.stdout, f"{visible(hide_secrets(line))}\n")
+    _write(sys.stdout, f"{visible(line)}\n")
 
 
 def _write(stream: Any, text: str) -> None:

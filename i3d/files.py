@@ -13,6 +13,7 @@ is there. So no lock is needed, and none can be left behind.
 
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -45,6 +46,7 @@ _ABSENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP}
 _TOGETHER = 256  # files that a thread asks for at a time
 WRITES = 5  # of a file whose temporary name others remove: each costs them a whole run
 
+_PIECE_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{12}\.tmp(?P<suffix>\.[^.]+)?")
 
 
@@ -208,6 +210,21 @@ def read_range(location: Location, start: int, length: int) -> bytes:
     with open_read(location) as f:
         f.seek(start)
         return f.read(length)
+
+
+def read_bounded(file: IO[bytes], max_bytes: int) -> bytes:
+    """The rest of a file, but ``max_bytes`` of it at most.
+
+    Memory is taken as bytes come: ``file.read(n)`` itself takes n bytes at once, also of a short
+    file, and fails where the machine has not as many.
+    """
+    data = io.BytesIO()
+    while data.tell() < max_bytes:
+        piece = file.read(min(_PIECE_BYTES, max_bytes - data.tell()))
+        if not piece:
+            break
+        data.write(piece)
+    return data.getvalue()
 
 
 def sha256(location: Location) -> str:

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import threading
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -275,3 +276,20 @@ def test_what_is_the_storages_fault(location, error, fails):
             files.blame_storage(location, error)
     else:
         files.blame_storage(location, error)
+
+
+def test_a_short_file_takes_little_memory_whatever_the_bound(tmp_path):
+    """Python's own read(n) takes n bytes at once."""
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 3_000_000)
+    tracemalloc.start()
+    try:
+        for bound in (1 << 40, 3_000_000, 2_000_000):
+            with path.open("rb") as file:
+                assert len(files.read_bounded(file, bound)) == min(bound, 3_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    with path.open("rb") as file:
+        assert files.read_bounded(file, 0) == b""
+        assert file.tell() == 0

@@ -189,7 +189,7 @@ def read_tensors(
             if path is not None:
                 return load_file(path)
             f.seek(0)
-            return load_bytes(f.read(max_bytes))
+            return load_bytes(files.read_bounded(f, max_bytes))
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such file") from None
     except (I3DError, MemoryError):

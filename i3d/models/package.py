@@ -78,7 +78,7 @@ def _find_installed(package: Package) -> Path | None:
 
 def _read_bounded(path: Path) -> bytes:
     with path.open("rb") as f:
-        return f.read(MAX_BYTES + 1)
+        return files.read_bounded(f, MAX_BYTES + 1)
 
 
 # --- from the index -------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def _extract(sdist: Path, package: Package) -> bytes:
                 if entry.name == member and entry.isfile() and entry.size <= MAX_BYTES:
                     file = tar.extractfile(entry)
                     assert file is not None
-                    return file.read(MAX_BYTES + 1)
+                    return files.read_bounded(file, MAX_BYTES + 1)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise CheckpointError(f"{package}: its archive cannot be read ({error})") from error
     raise CheckpointError(f"{package}: no {member} in its archive")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -307,8 +306,7 @@ def read_document(location: str) -> bytes:
         DatasetError: not there, or larger than any that is written.
     """
     with readable(location), files.open_read(location) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size > _MAX_JSON_BYTES:
-            raise DatasetError(f"{location} has more than {_MAX_JSON_BYTES >> 20} MiB")
-        file.seek(0)
-        return file.read(size)
+        data = files.read_bounded(file, _MAX_JSON_BYTES + 1)
+    if len(data) > _MAX_JSON_BYTES:
+        raise DatasetError(f"{location} has more than {_MAX_JSON_BYTES >> 20} MiB")
+    return data

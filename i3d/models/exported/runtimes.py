@@ -166,7 +166,7 @@ def _first_line(error: Exception) -> str:
 def _read(name: str) -> bytes:
     try:
         with files.open_read(name) as f:
-            data = f.read(MAX_MODEL_BYTES + 1)
+            data = files.read_bounded(f, MAX_MODEL_BYTES + 1)
     except FileNotFoundError:
         raise UsageError(f"{name}: no such file") from None
     if len(data) > MAX_MODEL_BYTES:

@@ -131,7 +131,7 @@ def open_bundle(location: files.Location) -> Bundle:
                 f"(at most {MAX_INDEX_BYTES:,}); is it the data file?"
             )
         with files.open_read(index) as f:
-            data = f.read(MAX_INDEX_BYTES + 1)
+            data = files.read_bounded(f, MAX_INDEX_BYTES + 1)
     except OSError as error:
         files.blame_storage(index, error)
         raise CheckpointError(f"{index}: cannot be read ({files.explain(error)})") from error

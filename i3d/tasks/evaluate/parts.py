@@ -174,7 +174,7 @@ class Parts:
             location = files.join(self.folder, name)
             try:
                 with files.open_read(location) as file:
-                    data = file.read(most + 1)
+                    data = files.read_bounded(file, most + 1)
             except FileNotFoundError:  # another run has just ended
                 continue
             if len(data) > most:

@@ -276,7 +276,7 @@ def _read_csv(location: files.Location) -> Predictions:
     if not files.exists(beside):
         raise DatasetError(f"{where}: {beside} is missing; it says what the logits are")
     with files.open_read(beside) as file:
-        about = parse(KIND, About, file.read(MAX_ABOUT_BYTES), beside)
+        about = parse(KIND, About, files.read_bounded(file, MAX_ABOUT_BYTES), beside)
     with files.open_read(location) as file:
         reader = csv.reader(_lines(file, about, where), strict=True)
         try:

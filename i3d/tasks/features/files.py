@@ -466,7 +466,7 @@ def _read_header(file: IO[bytes]) -> tuple[int, ...]:
 
 def _read_json(location: str, kind: str) -> dict[str, Any]:
     with files.open_read(location) as file:
-        data = file.read(MAX_JSON_BYTES)
+        data = files.read_bounded(file, MAX_JSON_BYTES)
     return parse_document(data, kind, location)
 
 
@@ -492,7 +492,7 @@ def read_settings(location: str) -> dict[str, Any]:
         DatasetError: damaged, or of another format.
     """
     with files.open_read(location) as file:
-        data = file.read(MAX_JSON_BYTES)
+        data = files.read_bounded(file, MAX_JSON_BYTES)
     head, digest = split_seal(data)
     if not digest:
         raise DatasetError(f"{location} is damaged or was edited: its seal does not match")

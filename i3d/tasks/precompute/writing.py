@@ -30,7 +30,7 @@ from i3d.data.shards import (
     write_shard,
 )
 from i3d.data.videos import VideoSet, open_videos
-from i3d.errors import I3DError, UsageError, hide_secrets
+from i3d.errors import I3DError, UsageError, shown
 from i3d.parallel.pool import Died, Failed, Outcome, Result, WorkerPool
 from i3d.parallel.process import count_cores, terminated_cleanly
 from i3d.parallel.world import PATIENCE_SECONDS, World, await_others, world_from_environment
@@ -347,7 +347,7 @@ class _ShardMaker:
 
         def portable(text: str) -> str:
             # no absolute path in the shards; messages have the URL without its password
-            return text.replace(hide_secrets(location), sample.location)
+            return shown(text).replace(shown(location), shown(sample.location))
 
         try:
             if video.error is not None:

@@ -121,6 +121,17 @@ def test_every_count_adds_up(videos, tmp_path):
     assert again.failed == result.failed
 
 
+def test_a_name_that_a_terminal_would_obey(videos, tmp_path):
+    """Messages escape it; the shards have the reason without the path all the same."""
+    root = tmp_path / "in" / "archery"
+    root.mkdir(parents=True)
+    (root / "a\x1b[2J.mp4").write_bytes(b"no video")
+    write_video(root / "b.mp4", noise_images(3, 64, 48))
+    (key, reason), = run_precompute(tmp_path / "in", tmp_path / "out").failed  # fmt: skip
+    assert key == "archery/a%1B%5B2J"
+    assert str(tmp_path) not in reason and reason.isprintable()
+
+
 def test_settings_change_what_they_say(videos, tmp_path):
     settings = Settings(flow=False, short_side=24, max_seconds=0.4, rgb_quality=50)
     run_precompute(videos, tmp_path / "out", settings=settings)
