@@ -32,7 +32,7 @@ def trial(tmp_path, monkeypatch):
     monkeypatch.setattr(Trial, "program", property(lambda trial: [*program, trial.output, "pass"]))
 
     def make(name, reference=None):
-        return Trial(Command(""), tmp_path / name, "", {}, None, random.Random(0), reference)
+        return Trial(Command(""), tmp_path / name, "", "", None, random.Random(0), reference)
 
     reference = make("undisturbed").become_reference()
 

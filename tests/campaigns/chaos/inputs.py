@@ -38,26 +38,38 @@ def make_inputs(folder: Path) -> None:
     bundles.write(folder / "mirror" / "rgb_scratch", bundles.tensorflow_variables(model))
 
 
-def released_record(inputs: Path) -> dict:
-    """What makes the mirror's network the released one, for the program below."""
+def released_record(inputs: Path) -> str:
+    """What makes the mirror's network the released one, as JSON."""
     mirror = inputs / "mirror" / "rgb_scratch"
     data = (mirror / DATA_FILE).read_bytes()
-    return {
-        "index_sha256": hashlib.sha256((mirror / INDEX_FILE).read_bytes()).hexdigest(),
-        "data_bytes": len(data),
-        "data_sha256": hashlib.sha256(data).hexdigest(),
-    }
+    return json.dumps(
+        {
+            "index_sha256": hashlib.sha256((mirror / INDEX_FILE).read_bytes()).hexdigest(),
+            "data_bytes": len(data),
+            "data_sha256": hashlib.sha256(data).hexdigest(),
+        }
+    )
 
 
-# The command line, with a small network under a released one's name that arrives in many pieces.
+# What may be changed before the command line starts: a small network has a released one's name and
+# comes in many pieces; an evaluation keeps what it has done after every video.
 DOWNLOADING = """\
-import dataclasses, json, sys
-from i3d.cli import main
+import dataclasses, json
 from i3d.models import fetch, released
-name, record = sys.argv[1], json.loads(sys.argv[2])
-released.CHECKPOINTS[name] = dataclasses.replace(released.CHECKPOINTS[name], **record)
+record = dataclasses.replace(released.CHECKPOINTS[{name!r}], **json.loads({record!r}))
+released.CHECKPOINTS[{name!r}] = record
 fetch.CHUNK_BYTES = 1 << 14
-main(sys.argv[3:])
+"""
+KEEPING_EVERY_VIDEO = """\
+from i3d.tasks.evaluate import logits
+logits.PART_SECONDS = 0
+"""
+# Ctrl-C before the command line is there ends Python without a word, as for a command.
+BEGIN = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+START = """\
+from i3d.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
 """
 
 
@@ -84,7 +96,8 @@ class Command:
         ignored: patterns of files of which nothing is promised but that they may be there.
         prints_json: whether standard output holds one JSON document.
         has_workers: whether it starts worker processes.
-        downloads: whether the mirror's network stands for the released one.
+        before: Python that runs before the command line; ``{name}`` and ``{record}`` are those of
+            the released network that the inputs have.
     """
 
     words: str
@@ -92,7 +105,7 @@ class Command:
     ignored: tuple[str, ...] = ()
     prints_json: bool = True
     has_workers: bool = True
-    downloads: bool = False
+    before: str = ""
 
 
 COMPUTING = "--device cpu --workers 1 --json"
@@ -112,8 +125,9 @@ COMMANDS = {
     "evaluate": Command(
         EVALUATE % "parquet" + " --output {output}/report.json --report {output}/page.html",
         compared={"report.json": without_times, "page.html": without_measured},
+        before=KEEPING_EVERY_VIDEO,
     ),
-    "evaluate-csv": Command(EVALUATE % "csv"),
+    "evaluate-csv": Command(EVALUATE % "csv", before=KEEPING_EVERY_VIDEO),
     "features": Command(FEATURES % "features"),
     "features-npy": Command(FEATURES % "features --format npy"),
     "features-parquet": Command(FEATURES % "features.parquet"),
@@ -131,6 +145,6 @@ COMMANDS = {
         f"checkpoints download {RELEASED} --url {{inputs}}/mirror",
         prints_json=False,
         has_workers=False,
-        downloads=True,
+        before=DOWNLOADING,
     ),
 }

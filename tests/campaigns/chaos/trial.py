@@ -2,7 +2,6 @@
 
 import fnmatch
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -14,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from campaigns.chaos.inputs import DOWNLOADING, RELEASED, Command
+from campaigns.chaos.inputs import BEGIN, RELEASED, START, Command
 from campaigns.chaos.running import LOOK_SECONDS, Moment, Running, listing, plain
 from campaigns.chaos.server import UnreliableServer
 
-from i3d.files import temporary_stem
+from i3d.files import final_name
 
 HANGS_SECONDS = 60.0  # and as much again as ten undisturbed runs take
 
@@ -48,7 +47,7 @@ class Reference:
 
 def is_temporary(path: Path) -> bool:
     """Whether a file has the name of one that is being written."""
-    return temporary_stem(path.name) is not None or path.suffix == ".tmp"
+    return final_name(path.name) is not None or path.suffix == ".tmp"
 
 
 def special_files(folder: str, names: list[str]) -> list[str]:
@@ -91,7 +90,7 @@ class Trial:
         command: Command,
         folder: Path,
         inputs: str,
-        record: dict,
+        record: str,
         server: UnreliableServer,
         rng: random.Random,
         reference: Reference | None = None,
@@ -120,9 +119,10 @@ class Trial:
     @property
     def program(self) -> list[str]:
         """What is run with these words."""
-        if self.command.downloads:
-            return [sys.executable, "-c", DOWNLOADING, RELEASED, json.dumps(self.record)]
-        return [sys.executable, "-m", "i3d"]
+        if not self.command.before:
+            return [sys.executable, "-m", "i3d"]
+        before = self.command.before.format(name=RELEASED, record=self.record)
+        return [sys.executable, "-c", BEGIN + before + START]
 
     def start(self, *, file_limit: int | None = None, obey_modes: bool = False) -> Running:
         """Begin a run; see `Running`."""
