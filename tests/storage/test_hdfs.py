@@ -89,7 +89,7 @@ def test_a_writer_killed_before_the_rename(hdfs, dataset, tmp_path):
     killed = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     hidden, manifest = files.names_in(output)
-    assert (files.temporary_stem(hidden), manifest) == ("shard-00000", "manifest.json")
+    assert (files.final_name(hidden), manifest) == ("shard-00000.tar", "manifest.json")
     assert exit_code(*arguments) == 0
     names = ["failures.csv", "manifest.json", "shard-00000.json", "shard-00000.tar"]
     assert files.names_in(output) == names

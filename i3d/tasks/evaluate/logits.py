@@ -33,7 +33,7 @@ from i3d.models.i3d import I3D
 from i3d.parallel.ahead import Item, check_shared_memory, read_items
 from i3d.parallel.process import choose_workers, terminated_cleanly
 from i3d.parallel.world import World, connect, world_from_environment
-from i3d.presets import CHAINER_I3D, STREAMS, Preset, Stream, find_preset
+from i3d.presets import CHAINER_I3D, CHAINER_I3D_CONVERTED, STREAMS, Preset, Stream, find_preset
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
 from i3d.tasks.evaluate.parts import Part, Parts, Plan
 from i3d.tasks.evaluate.predictions import (
@@ -57,6 +57,7 @@ from i3d.tasks.network import (
 from i3d.version import VERSION
 
 PART_SECONDS = 60.0  # of work that a crash may cost
+_OF_CHAINER = (CHAINER_I3D.name, CHAINER_I3D_CONVERTED.name)
 UNLABELLED = "it has no label to compare with"
 _REMEDIES = {True: "with --classes", False: "when you convert the folder, with --classes"}
 
@@ -123,9 +124,9 @@ def evaluate(
         contents.class_names()
         contents.require(list(checkpoints))
         networks = _load(checkpoints, device, options, progress=progress)
+        classes, positions = match_classes(contents, networks, tell)
         preset = common_preset(networks, contents.preset)
         views = options.find_views(preset)
-        classes, positions = match_classes(contents, networks, tell)
         about = _describe(contents, networks, options, classes, preset, views)
         # shards hold ten seconds; the views of a video file are spread over as much of it
         seconds = max(preset.clip_frames, views.frames) / preset.fps
@@ -202,8 +203,9 @@ def match_classes(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The classes of the logits, and the position among them of every class of the dataset.
 
-    They are the same list, or the dataset's names are some of the networks'. Labels without names,
-    of a folder of the Chainer program, are positions already.
+    They are the same list. Of the Chainer program's folders, whose labels count the class folders
+    that were there, the names may be some of the networks'; labels without names are positions
+    already.
 
     Raises:
         DatasetError: no labels.
@@ -212,10 +214,11 @@ def match_classes(
     names = contents.class_names()
     assert contents.classes is not None
     named = next((n.model for n in networks.values() if n.model.has_class_names), None)
-    classes = names if named is None else named.classes
+    classes = names
     positions: list[int | None] = list(range(len(names)))
     if contents.classes.is_numbered:
-        classes = classes if named is not None else _number(max(map(_count, networks.values())))
+        most = max(map(_count, networks.values()))
+        classes = _number(most) if named is None else named.classes
         if len(names) <= len(classes):
             line = (
                 f"warning: {contents.where}: its labels have no names, so they are taken for "
@@ -223,7 +226,8 @@ def match_classes(
                 f"class had a folder; name them {_REMEDIES[contents.preset == CHAINER_I3D.name]}"
             )
             (tell or warnings.warn)(line)
-    elif named is not None and names != classes:
+    elif named is not None and contents.preset in _OF_CHAINER:
+        classes = named.classes
         known = ClassList("checkpoint", classes)
         positions = [known.find(name) for name in names]
     for network in networks.values():
