@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (I3DError, OSError) as error:
+    except (I3DError, OSError, MemoryError) as error:
         if debug:
             raise
         click.echo(f"i3d: {hide_secrets(_message(error))}", err=True)
@@ -62,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _message(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        words = "no memory left; give the job more, or make --batch-size or --workers smaller"
+        return f"{words} ({error})" if str(error) else words
     if isinstance(error, I3DError) or not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
