@@ -225,6 +225,8 @@ def job_error(outcome: Failed, location: str) -> Exception:
         return I3DError(f"{location}: memory ran out while it was read; use fewer --workers")
     if isinstance(error, OSError):
         return I3DError(f"{location}: {error}")
+    if isinstance(error, MemoryError):
+        return I3DError(f"{location}: a worker has no memory left ({error}); use fewer --workers")
     return RuntimeError(f"{location}: {outcome.traceback}")
 
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Collection
@@ -19,6 +20,8 @@ from campaigns.chaos.server import UnreliableServer
 
 from i3d.files import final_name
 
+# Folders in TMPDIR that nobody removes after SIGKILL: for workers' sockets, and for `open_arrays`.
+NAMED = ("pymp-", "i3d-")
 HANGS_SECONDS = 60.0  # and as much again as ten undisturbed runs take
 
 
@@ -103,6 +106,7 @@ class Trial:
         self.done: list[str] = []
         self.problems: list[str] = []
         self._runs: list[Running] = []
+        self._left_by_kill: set[Path] = set()
         self.at_end = ExitStack()
 
     @property
@@ -187,6 +191,8 @@ class Trial:
             json_expected=self.command.prints_json,
             worker_may_not_start=worker_may_not_start,
         )
+        if run.code == -signal.SIGKILL:
+            self._left_by_kill.update(p for p in self.tmp.iterdir() if p.name.startswith(NAMED))
         if clean:
             problems += [f"left {name}" for name in self.temporary_files()]
         self.done.append(f"{what}: {run.code}")
@@ -196,7 +202,7 @@ class Trial:
     def temporary_files(self) -> list[str]:
         """What should be gone when nothing runs."""
         paths = [path for path in self.output.rglob("*") if is_temporary(path)]
-        paths += self.tmp.rglob("*")
+        paths += [path for path in self.tmp.iterdir() if path not in self._left_by_kill]
         return [str(path.relative_to(self.folder)) for path in paths]
 
     def run_undisturbed(self) -> None:

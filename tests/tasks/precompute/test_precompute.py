@@ -372,6 +372,17 @@ def test_full_temporary_folder_is_no_fault_of_the_video(videos, tmp_path, monkey
     assert list(contents(tmp_path / "out")) == ["manifest.json"]
 
 
+def has_no_memory(video) -> Result:
+    raise MemoryError("Unable to allocate 9 GiB")
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_video(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "encode_video", has_no_memory)
+    with pytest.raises(I3DError, match=r"allocate 9 GiB.*fewer --workers"):
+        run_precompute(videos, tmp_path / "out")
+    assert list(contents(tmp_path / "out")) == ["manifest.json"]
+
+
 def test_full_disk_stops_and_loses_nothing(videos, reference, tmp_path):
     output = tmp_path / "out"
     limit = max(p.stat().st_size for p in reference.glob("*.tar")) - 10_000
