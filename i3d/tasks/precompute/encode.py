@@ -15,6 +15,7 @@ from i3d.data.shards import Pictures, PictureWriter, PlannedSample
 from i3d.data.shards.pictures import encode_flow, encode_rgb
 from i3d.errors import I3DError, VideoError
 from i3d.flow import check_device, stream_flow
+from i3d.parallel.ahead import out_of_memory
 from i3d.parallel.pool import Failed, Result, Stage, WorkerPool, temporary_file
 from i3d.parallel.world import World
 from i3d.tasks.precompute.options import Settings
@@ -222,11 +223,9 @@ def job_error(outcome: Failed, location: str) -> Exception:
     if isinstance(error, I3DError):
         return error
     if isinstance(error, MemoryError):
-        return I3DError(f"{location}: memory ran out while it was read; use fewer --workers")
+        return out_of_memory(location, error)
     if isinstance(error, OSError):
         return I3DError(f"{location}: {error}")
-    if isinstance(error, MemoryError):
-        return I3DError(f"{location}: a worker has no memory left ({error}); use fewer --workers")
     return RuntimeError(f"{location}: {outcome.traceback}")
 
 
