@@ -99,7 +99,7 @@ def test_a_lack_of_memory_is_one_line(run, monkeypatch, bundle, tmp_path):
     monkeypatch.setattr(i3d.tasks.convert, "convert", too_large)
     code, out, err = run("convert", bundle, tmp_path / "out.npz")
     assert (code, out) == (1, "")
-    assert "no memory left" in err and "9 GiB" in err and len(err.splitlines()) == 1
+    assert "memory ran out" in err and "9 GiB" in err and len(err.splitlines()) == 1
 
 
 def test_interrupt_is_quiet(run, monkeypatch, bundle, tmp_path):
