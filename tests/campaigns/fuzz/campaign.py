@@ -52,15 +52,17 @@ class Campaign:
         self.output, self.seed, self.work = output, seed, work
         self.corpus = output / "corpus"
 
-    def run(self, name: str, seconds: float) -> Tally:
+    def run(self, name: str, seconds: float, cases: int) -> Tally:
         """Cases of one target for so long; the process is started again after each that ends it."""
         tally, number, begin = Tally(), 0, time.monotonic()
-        while (left := begin + seconds - time.monotonic()) > 0:
-            number = self._run_process(name, number, left, tally)
+        while number < cases and (left := begin + seconds - time.monotonic()) > 0:
+            number = self._run_process(name, number, cases, left, tally)
         tally.seconds = time.monotonic() - begin
         return tally
 
-    def _run_process(self, name: str, first: int, seconds: float, tally: Tally) -> int:
+    def _run_process(
+        self, name: str, first: int, cases: int, seconds: float, tally: Tally
+    ) -> int:
         """Cases from a number on in one process; the number to go on with."""
         from campaigns.fuzz.cases import run_cases
 
@@ -69,7 +71,7 @@ class Campaign:
         limit = _Limit(process.pid, START_SECONDS, START_SECONDS)
         end, number, running = time.monotonic() + seconds, first, False
         try:
-            while time.monotonic() < end or number == first:
+            while number < cases and (time.monotonic() < end or number == first):
                 if not pipe.poll(0.2):
                     if limit.passed():
                         process.kill()
@@ -168,9 +170,9 @@ class _Limit:
 
 
 def _bounds(name: str) -> tuple[float, float]:
-    from campaigns.fuzz.targets import TARGETS
+    from campaigns.fuzz.targets import find_target
 
-    return TARGETS[name].seconds, PATIENCE_SECONDS
+    return find_target(name).seconds, PATIENCE_SECONDS
 
 
 def _start(work: Any, *arguments: Any) -> tuple[Any, Any]:
@@ -224,6 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 1 where something was found."""
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="in all (default: 1)")
+    parser.add_argument("--cases", type=int, default=1 << 62, help="of each, at most")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--target", action="append", help="one of them; again for more")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="default: fuzz-output")
@@ -238,20 +241,22 @@ def main(arguments: list[str] | None = None) -> int:
         from campaigns.fuzz.targets import TARGETS
 
         names = options.target or list(TARGETS)
-        if unknown := [name for name in names if name not in TARGETS]:
+        if unknown := [name for name in names if name not in (*TARGETS, "faults")]:
             parser.error(f"no target {unknown[0]}; they are {', '.join(TARGETS)}")
         # Samples are the code's of today.
         shutil.rmtree(options.output / "corpus", ignore_errors=True)
-        return _run(Campaign(options.output, options.seed, Path(work)), names, options.minutes)
+        campaign = Campaign(options.output, options.seed, Path(work))
+        return _run(campaign, names, options.minutes, options.cases)
 
 
-def _run(campaign: Campaign, names: list[str], minutes: float) -> int:
+def _run(campaign: Campaign, names: list[str], minutes: float, cases: int) -> int:
     print(f"seed {campaign.seed}, {len(names)} targets, {minutes:g} minutes", flush=True)
     print(f"{'target':24}{'cases':>9}{'refused':>9}{'read':>9}{'findings':>10}{'causes':>8}{'s':>7}")
     end = time.monotonic() + 60 * minutes
     found = 0
     for i, name in enumerate(names):
-        tally = campaign.run(name, max(0.1, (end - time.monotonic()) / (len(names) - i)))
+        share = (end - time.monotonic()) / (len(names) - i)
+        tally = campaign.run(name, max(0.1, share), cases)
         found += len(tally.findings)
         counts = [tally.cases, *(tally.outcomes[k] for k in ("refused", "read", "finding"))]
         row = f"{counts[0]:9,}{counts[1]:9,}{counts[2]:9,}{counts[3]:10,}{len(tally.findings):8}"

@@ -117,13 +117,13 @@ def check_message(error: I3DError) -> None:
     text = str(error)
     kinds = {c: unicodedata.category(c) for c in set(text) - {"\n"}}
     if odd := sorted(c for c, kind in kinds.items() if kind in ("Cc", "Cs")):
-        raise Wrong(f"message has the characters {odd[:5]!r}")
+        raise Wrong(f"message with control characters: {odd[:5]!r}")
     if len(text.splitlines()) > MAX_LINES or not text.strip():
-        raise Wrong(f"message has {len(text.splitlines())} lines")
+        raise Wrong(f"message of another number of lines: {len(text.splitlines())}")
     if len(text) > MAX_CHARACTERS:
-        raise Wrong(f"message has {len(text):,} characters")
+        raise Wrong(f"message too long: {len(text):,} characters")
     if any(words in text.lower() for words in ("memoryerror", "enough memory", "allocate memory")):
-        raise Wrong("memory beyond the bound, as the message says")
+        raise Wrong(f"memory beyond the bound: {text:.200}")
 
 
 def check_finite(value: Any) -> None:
@@ -215,7 +215,7 @@ def judge(target: Target, folder: Path, expected: str | None) -> Outcome:
         frames = traceback.extract_tb(cause.__traceback__)
         ours = [f for f in frames if "/i3d/" in f.filename] or list(frames)
         where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
-        kind = str(error) if isinstance(error, Wrong) else type(error).__name__
+        kind = str(error).partition(":")[0] if isinstance(error, Wrong) else type(error).__name__
         return Outcome(kind, f"{kind} at {where}", text)
 
 
@@ -247,9 +247,9 @@ def run_cases(
 
     Before a case it sends its number, afterwards what came of it.
     """
-    from campaigns.fuzz.targets import TARGETS
+    from campaigns.fuzz.targets import find_target
 
-    target = TARGETS[name]
+    target = find_target(name)
     _quiet(work / "stderr")
     torch.set_num_threads(1)
     with contextlib.suppress(BrokenPipeError, EOFError, OSError):
@@ -278,9 +278,9 @@ def run_cases(
 
 def replay_case(name: str, folder: Path, work: Path, connection: Connection) -> None:
     """Read one case again, under the same bounds; its files are in ``folder``."""
-    from campaigns.fuzz.targets import TARGETS
+    from campaigns.fuzz.targets import find_target
 
-    target = TARGETS[name]
+    target = find_target(name)
     _quiet(work / "stderr")
     torch.set_num_threads(1)
     limit_memory(target.memory_mib)
@@ -292,9 +292,9 @@ def replay_case(name: str, folder: Path, work: Path, connection: Connection) -> 
 
 def regenerate(name: str, seed: int, number: int, corpus: Path, connection: Connection) -> None:
     """Make a case again that ended the process which ran it, and do not run it."""
-    from campaigns.fuzz.targets import TARGETS
+    from campaigns.fuzz.targets import find_target
 
-    target = TARGETS[name]
+    target = find_target(name)
     case = make_case(target, load_samples(target, corpus), seed, number)
     connection.send((case.files, case.how))
 
