@@ -41,6 +41,7 @@ def folder(tmp_path):
             spans = np.array([[0, 0.64], [0.32, 0.96]])
             about = VideoAbout(key, f"{key}.mp4", 24, 0.96, False, None)
             made.write(i, about, spans, {"rgb": rows})
+            rows.close()
         return made
 
     return make
@@ -143,15 +144,15 @@ def test_an_about_of_something_else(folder, tmp_path, text):
 
 @pytest.mark.parametrize("damage", ["cut", "offset"])
 def test_a_damaged_archive(folder, tmp_path, damage):
-    """Where the directory points outside of the file, a seek fails."""
+    """Where members would begin before the file does, a seek fails."""
     made = folder()
     path = tmp_path / "b.npz"
     data = bytearray(path.read_bytes())
     if damage == "cut":
         data = data[:-200]
     else:
-        entry = data.index(b"PK\1\2")
-        data[entry + 42 : entry + 46] = b"\xff\xff\xff\xfe"
+        at = data.rindex(b"PK\5\6") + 16
+        data[at : at + 4] = (1 << 20).to_bytes(4, "little")
     path.write_bytes(data)
     with pytest.raises(DatasetError) as error:
         made.measure([0, 1])

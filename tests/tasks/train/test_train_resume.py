@@ -238,7 +238,7 @@ def first_buffer(state):
         *(replaced("0", "position", "step"), replaced(float("nan"), "totals", "loss")),
         *(replaced([1], "history"), replaced([(1, 2)], "history", "log")),
         *(replaced([("x",) * 6], "history", "log"), replaced(None, "random", "torch")),
-        *(replaced(torch.zeros(3), "network", "Logits.Conv3d_0c_1x1.bias"),),
+        *(replaced(torch.zeros(4), "network", "Logits.Conv3d_0c_1x1.bias"),),
         *(replaced(0.5, "optimizer", "param_groups", 0, "momentum"),),
         lambda state: first_buffer(state).update(momentum_buffer=torch.zeros(2, 2)),
         lambda state: first_buffer(state).update(momentum_buffer="x"),
@@ -272,8 +272,7 @@ def test_an_ended_run_goes_on_and_ends(ended, shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_killed_give_the_same_bytes
-(shards, val, tmp_path):
+def test_two_processes_killed_give_the_same_bytes(shards, val, tmp_path):
     options = FULL | {"batch_size": 2, "epochs": 5}
     runs = {}
     for name in ("whole", "killed"):
