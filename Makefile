@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-train test test-slow test-storage chaos bench bench-gpu lint format clean
+.PHONY: demo demo-train test test-slow test-storage chaos fuzz bench bench-gpu lint format clean
 
 # The environment: exact versions from constraints.txt. torch comes first, so that the CPU build
 # that is pinned there satisfies everything that asks for a torch later.
@@ -49,6 +49,11 @@ chaos: .venv/ready
 	$(BIN)/python tests/campaigns/chaos --minutes $(MINUTES) \
 	    $(if $(filter command line,$(origin SEED)),--seed $(SEED))
 
+# Mutated files of every format that comes from outside (docs/reliability-fuzzing.md):
+# make fuzz MINUTES=10 SEED=3; corpus and findings in fuzz-output.
+fuzz: .venv/ready
+	$(BIN)/python tests/campaigns/fuzz --minutes $(MINUTES) --seed $(SEED)
+
 # Every stage beside its peers and limits, into benchmarks/results/ (docs/performance.md).
 bench: .venv/ready
 	for stage in forward flow precompute precompute_flow loader evaluate growth plot; do \
@@ -70,4 +75,4 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo-output demo-training chaos-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo-output demo-training chaos-output fuzz-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -222,7 +222,7 @@ def differences(
     """``name: was, now is`` for every value that differs, in the order of the names."""
     names = [*before, *(name for name in now if name not in before)]
     return [
-        f"{name}: {_spoken(before, name)}{between}{_spoken(now, name)}"
+        f"{_short(name)}: {_spoken(before, name)}{between}{_spoken(now, name)}"
         for name in names
         # as JSON: 95 is not 95.0, and True is not 1
         if _json(before.get(name)) != _json(now.get(name))
@@ -255,7 +255,12 @@ def _spoken(settings: Mapping[str, Any], name: str) -> str:
     value = settings[name]
     if isinstance(value, str) and len(value) == 64:
         value = f"{value[:12]}..."  # a SHA-256
-    text = json.dumps(value, ensure_ascii=False, allow_nan=True)  # shown, never written
+    return _short(json.dumps(value, ensure_ascii=False, allow_nan=True))  # never written
+
+
+def _short(text: str) -> str:
+    """On one line; names of versions, too, are what a file says."""
+    text = text if text.isprintable() else repr(text)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

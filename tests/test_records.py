@@ -33,5 +33,10 @@ def test_long_values_and_many_differences_are_cut():
     refuse_other_settings("out", [])
 
 
+def test_names_and_values_stay_on_their_line():
+    (line,) = differences({"version of a\nb": "c\nd"}, {})
+    assert line.isprintable() and "a\\nb" in line and "c\\nd" in line
+
+
 def test_peers_are_compared_in_other_words():
     assert differences({"a": 1}, {"a": 2}, between=" and ") == ["a: 1 and 2"]

@@ -155,6 +155,12 @@ def _check_room(needed: int, folder: str | Path, where: str) -> None:
         )
 
 
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
 def map_array(path: Path, name: str) -> np.ndarray:
     """A ``.npy`` file as a read-only map; objects, which would be pickles, are refused.
 
@@ -166,9 +172,9 @@ def map_array(path: Path, name: str) -> np.ndarray:
         DatasetError: a pickle, not an array, or empty.
     """
     try:
-        _check_header(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes that overflow, and of Python 2's headers
+            _check_header(path)
             array = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         if error.errno is not None and error.errno not in (errno.EINVAL, errno.ENOMEM):
@@ -185,10 +191,11 @@ def map_array(path: Path, name: str) -> np.ndarray:
 
 
 def _check_header(path: Path) -> None:
-    """Refuse what NumPy would read a header of gigabytes of, before it looks at it.
+    """Refuse headers that NumPy would take gigabytes for, or end the process over.
 
     Raises:
-        ValueError: no ``.npy`` file, or a header that is longer than any.
+        ValueError: no ``.npy`` file, a header that is longer than any, or elements of no bytes,
+            by whose size NumPy's map divides.
     """
     with path.open("rb") as file:
         start = file.read(12)
@@ -198,3 +205,10 @@ def _check_header(path: Path) -> None:
     size = int.from_bytes(start[8:10] if version == (1, 0) else start[8:12], "little")
     if size > MAX_HEADER_BYTES:
         raise ValueError(f"a header of {size} bytes; at most {MAX_HEADER_BYTES} are read")
+    with path.open("rb") as file:
+        read_header = _HEADERS.get(np.lib.format.read_magic(file))
+        if read_header is None:
+            raise ValueError("a table with named columns")  # what alone needs version 3.0
+        dtype = read_header(file)[2]
+    if dtype.itemsize == 0:
+        raise ValueError(f"elements of type {dtype} hold nothing")

@@ -66,6 +66,8 @@ DAMAGED = {
     "too many axes": with_header(header(shape=str((1,) * 100))),
     "order is a text": with_header(header(order="'yes'")),
     "objects": npy(np.array([{"a": 1}], object), allow_pickle=True),
+    "elements of nothing": with_header(header(descr="'|S0'", shape="(2,)")),
+    "version 3": with_header(header(), version=3),
     "objects in fields": with_header(header(descr="[('a', '|O')]", shape="(2,)")),
 }
 

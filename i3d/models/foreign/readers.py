@@ -329,12 +329,12 @@ def _read_pickle(location: files.Location) -> dict[Any, Any]:
     name = os.fspath(location)
     try:
         with files.open_read(location) as f:
-            if f.seek(0, os.SEEK_END) > MAX_FILE_BYTES:
+            if (size := f.seek(0, os.SEEK_END)) > MAX_FILE_BYTES:
                 raise CheckpointError(f"{name} has more than {MAX_FILE_BYTES:,} bytes")
             f.seek(0)
             zipped = f.read(4) == ZIP_MAGIC  # as torch.load tells them apart
             f.seek(0)
-            source = _copy_archive(f, name) if zipped else f
+            source: Any = _copy_archive(f, name) if zipped else _ShortReads(f, size)
             with _FixedStorages(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # on sparse tensors and protocols of pickles
                 loaded = torch.load(source, map_location="cpu", weights_only=True)
@@ -354,6 +354,21 @@ def _read_pickle(location: files.Location) -> dict[Any, Any]:
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{name}: holds a {type(loaded).__name__}, not a state dict")
     return loaded
+
+
+class _ShortReads:
+    """A file of which nobody reads more than it has: Python would take the memory first."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size = file, size
+
+    def read(self, count: int = -1) -> bytes:
+        """As the file's."""
+        left = max(0, self._size - self._file.tell())
+        return self._file.read(left if count < 0 else min(count, left))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class _FixedStorages(TorchDispatchMode):

@@ -201,6 +201,10 @@ _BATCH_ROWS = 1024  # of Parquet in memory beside the table; 3 MB of 400 classes
 # --- Parquet --------------------------------------------------------------------------------------
 
 
+# What Arrow raises over damaged bytes beside exceptions of its own.
+_ARROWS_OWN = (UnicodeDecodeError, OverflowError, MemoryError)
+
+
 def _read_parquet(location: files.Location) -> Predictions:
     pa = _parquet()
     where = str(location)
@@ -209,7 +213,7 @@ def _read_parquet(location: files.Location) -> Predictions:
             # In this thread alone: Arrow's own would still hold the file when Python ends, and
             # then abort the process.
             return _read_columns(pa, pa.parquet.ParquetFile(file, pre_buffer=False), where)
-        except (pa.ArrowException, OSError, OverflowError, MemoryError) as error:
+        except (pa.ArrowException, OSError, *_ARROWS_OWN) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the storage's; Arrow's own, of damaged bytes, have no number
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -363,9 +367,10 @@ class _Table:
         self._rows: list[np.ndarray] = []
         self._videos: dict[str, str] = {}  # and the place of each
         if not streams or set(streams) != set(about.checkpoints):
+            named = ", ".join(map(ascii, sorted(about.checkpoints)))[:200] or "none"
             raise DatasetError(
                 f"{where}: it has logits of {', '.join(streams) or 'no stream'}, and names "
-                f"checkpoints of {', '.join(sorted(about.checkpoints)) or 'none'}; {REMEDY}"
+                f"checkpoints of {named}; {REMEDY}"
             )
 
     @property

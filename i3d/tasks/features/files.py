@@ -18,12 +18,13 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -37,6 +38,7 @@ from i3d.records import (
     REDO,
     check_archive,
     differences,
+    pick,
     plain,
     refuse_other_settings,
     seal,
@@ -46,12 +48,16 @@ from i3d.records import (
 from i3d.spreadsheet import write_table
 from i3d.tasks.network import UsedCheckpoint
 
+_T = TypeVar("_T")
+
 KIND = "i3d features 1"
 FAILURE_KIND = "i3d feature failure 1"
 SETTINGS_FILE = "features.json"
 BLOCK_BYTES = 1 << 24  # of rows in memory at a time
 MAX_JSON_BYTES = 1 << 29
 _THREADS = 16  # for small files: a request to S3 takes 20 ms or more
+# What Python's zipfile raises over an archive, beside OSError and ValueError.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 MAX_NAME_BYTES = 200  # file systems take 255; the rest is for suffixes and temporary names
 
 
@@ -109,6 +115,14 @@ class VideoAbout:
     seconds: float
     looped: bool
     damage: str | None
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """When the rows of a ``.npy`` begin and end."""
+
+    start_seconds: tuple[float, ...]
+    end_seconds: tuple[float, ...]
 
 
 class Rows:
@@ -265,9 +279,11 @@ class FeatureFolder:
         def measure_file(i: int) -> tuple[int, int]:
             if self.settings.container == "npz":
                 with self.open(i) as video:
-                    return len(video.start_seconds), int(video.about["frames"])
-            about = _read_json(self._location(i, ".npy.json"), KIND)
-            return len(about["start_seconds"]), int(about["frames"])
+                    return len(video.start_seconds), video.about.frames
+            location = self._location(i, ".npy.json")
+            document = _read_json(location, KIND)
+            about = take(VideoAbout, document, location)
+            return len(take(_Spans, document, location).start_seconds), about.frames
 
         with ThreadPoolExecutor(_THREADS) as pool:
             found = list(pool.map(measure_one, videos))
@@ -366,9 +382,9 @@ class FeatureFolder:
         with files.open_read(location) as file:
             check_archive(file, location)
         with self.open(i) as video:
-            refuse_other_features(location, video.about, self.settings)
-            if video.about.get("video") != self.keys[i]:
-                raise ValueError(f"it is of {video.about.get('video')!r:.200}")
+            refuse_other_features(location, video.settings, self.settings)
+            if video.about.video != self.keys[i]:
+                raise ValueError(f"it is of {video.about.video!r:.200}")
             starts, ends = video.start_seconds, video.end_seconds
             streams = [s for s in STREAMS if s in self.settings.checkpoints]
             lengths = {ends.shape, *(video.shape(s)[:1] for s in streams)}
@@ -379,15 +395,22 @@ class FeatureFolder:
 
     @contextmanager
     def open(self, i: int) -> Iterator["StoredVideo"]:
-        """Read a video's ``.npz`` again."""
+        """Read a video's ``.npz`` again.
+
+        Raises:
+            DatasetError: it is damaged.
+            StorageError: the disk or server fails.
+        """
         location = self._location(i, ".npz")
         try:
             with files.open_read(location) as file, zipfile.ZipFile(file) as archive:
                 yield StoredVideo(archive)
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            if isinstance(error, UsageError):
-                raise
-            raise DatasetError(f"{location} is damaged ({error}); {REDO}") from error
+        except (UsageError, FileNotFoundError, PermissionError):
+            raise
+        except (*_ZIP_ERRORS, KeyError, ValueError, OSError) as error:
+            files.blame_storage(location, error)  # zipfile's own have no number, or a seek's
+            reason = files.explain(error)
+            raise DatasetError(f"{location} is damaged ({reason}); {REDO}") from error
 
 
 def _write_joined(path: Path, arrays: Sequence[Rows]) -> None:
@@ -429,17 +452,35 @@ def _write_npz(
 
 
 class StoredVideo:
-    """A video's ``.npz``, read in blocks."""
+    """A video's ``.npz``, read in blocks.
+
+    Attributes:
+        start_seconds: float64 (rows,).
+        end_seconds: float64 (rows,).
+        about: the video.
+        settings: what the features are, as JSON values.
+
+    Raises:
+        ValueError: it is not what `FeatureFolder.write` writes; and what `zipfile` raises.
+    """
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
-        self.start_seconds = self._small("start_seconds")
-        self.end_seconds = self._small("end_seconds")
-        self.about: dict[str, Any] = json.loads(str(self._small("about")))
+        self.start_seconds = self._seconds("start_seconds")
+        self.end_seconds = self._seconds("end_seconds")
+        document = parse_document(str(self._small("about")), KIND, "about")
+        self.about = pick(VideoAbout, document)
+        self.settings = document
 
     def _small(self, name: str) -> np.ndarray:
-        with self._archive.open(f"{name}.npy") as member:
+        with self._archive.open(f"{name}.npy") as member, _parsing(f"{name}.npy"):
             return np.lib.format.read_array(member, allow_pickle=False)
+
+    def _seconds(self, name: str) -> np.ndarray:
+        seconds = self._small(name)
+        if seconds.ndim != 1 or seconds.dtype != np.dtype("<f8"):
+            raise ValueError(f"{name} is {seconds.dtype} {seconds.shape}, not float64 (rows,)")
+        return seconds
 
     def shape(self, stream: Stream) -> tuple[int, ...]:
         """Of a stream's rows."""
@@ -453,12 +494,24 @@ class StoredVideo:
 
 
 def _read_header(file: IO[bytes]) -> tuple[int, ...]:
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("another version of .npy")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if fortran or dtype != np.dtype("<f4"):
-        raise ValueError(f"features are {dtype}, not float32")
+    with _parsing("the array"):
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("another version of .npy")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran or dtype != np.dtype("<f4") or not shape or min(shape) < 0:
+        raise ValueError(f"features are {dtype} {shape}, not float32 (rows, ...)")
     return shape
+
+
+@contextmanager
+def _parsing(what: str) -> Iterator[None]:
+    """Turn what NumPy raises over an array's header, a literal of Python's, into a ValueError."""
+    try:
+        yield
+    except (*_ZIP_ERRORS, OSError, ValueError):
+        raise
+    except Exception as error:  # its tokenizer, its parser and its integers have kinds of their own
+        raise ValueError(f"{what} is no plain array ({files.explain(error)})") from error
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -485,6 +538,18 @@ def parse_document(data: bytes | str, kind: str, where: str) -> dict[str, Any]:
     return document
 
 
+def take(cls: type[_T], document: Mapping[str, Any], where: str) -> _T:
+    """A dataclass from the fields of its names in a document.
+
+    Raises:
+        DatasetError: one is absent or does not fit; names the file.
+    """
+    try:
+        return pick(cls, document)
+    except DatasetError as error:
+        raise DatasetError(f"{where} is damaged or was edited: {error}; delete it") from None
+
+
 def read_settings(location: str) -> dict[str, Any]:
     """What `FeatureFolder.begin` wrote.
 
@@ -504,19 +569,18 @@ def refuse_other_features(where: str, before: Mapping[str, Any], settings: Featu
 
     Raises:
         UsageError: names the differences.
+        DatasetError: what was found are no settings.
     """
 
-    def comparable(document: Mapping[str, Any]) -> dict[str, Any]:
-        used, versions = document.get("checkpoints") or {}, document.get("versions") or {}
-        apart = ("checkpoints", "versions")
+    def comparable(settings: FeatureSettings) -> dict[str, Any]:
+        values = plain(settings)
+        used, versions = values.pop("checkpoints"), values.pop("versions")
         return {
-            **{
-                f.name: document.get(f.name) for f in fields(FeatureSettings) if f.name not in apart
-            },
+            **values,
             # under whatever name a checkpoint was given
-            **{f"weights of {s}": used[s].get("weights_sha256") for s in sorted(used)},
+            **{f"weights of {s}": used[s]["weights_sha256"] for s in sorted(used)},
             **{f"version of {name}": versions[name] for name in sorted(versions)},
         }
 
-    lines = differences(comparable(before), comparable(plain(settings)))
-    refuse_other_settings(where, lines)
+    found = take(FeatureSettings, before, where)
+    refuse_other_settings(where, differences(comparable(found), comparable(settings)))

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from i3d.tasks.features.files import (
     block_rows,
     parse_document,
     refuse_other_features,
+    take,
 )
 from i3d.tasks.features.options import MERGED
 
@@ -84,10 +86,10 @@ def _merged_about(
     looped, damaged = [], []
     for i in done:
         with folder.open(i) as video:
-            if video.about["looped"]:
+            if video.about.looped:
                 looped.append(folder.keys[i])
-            if video.about["damage"] is not None:
-                damaged.append({"video": folder.keys[i], "damage": video.about["damage"]})
+            if video.about.damage is not None:
+                damaged.append({"video": folder.keys[i], "damage": video.about.damage})
     with folder.open(done[0]) as video:
         shapes = {stream: list(video.shape(stream))[1:] for stream in _streams(folder)}
     return {
@@ -172,6 +174,22 @@ def _write_hdf5(
                         start += len(block)
 
 
+@dataclass(frozen=True)
+class _Skipped:
+    """A video without features, as it stands in a merged file."""
+
+    video: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a merged file says of the job."""
+
+    found: int
+    skipped: tuple[_Skipped, ...]
+
+
 def read_merged(
     location: str, settings: FeatureSettings
 ) -> tuple[int, tuple[tuple[str, str], ...]]:
@@ -183,7 +201,8 @@ def read_merged(
     """
     about = _read_about(location)
     refuse_other_features(location, about, settings)
-    return about["found"], tuple((str(s["video"]), str(s["reason"])) for s in about["skipped"])
+    outcome = take(_Outcome, about, location)
+    return outcome.found, tuple((skipped.video, skipped.reason) for skipped in outcome.skipped)
 
 
 def _read_about(text: str) -> dict[str, Any]:
@@ -197,7 +216,13 @@ def _read_about(text: str) -> dict[str, Any]:
                 data = (library.parquet.read_schema(file).metadata or {}).get(b"i3d", b"")
             else:
                 with library.File(file, "r") as stored:
-                    data = stored["about"][()]
+                    about = stored["about"]
+                    # a text alone, and no more of it than a document may have
+                    if not isinstance(about, library.Dataset) or about.size != 1:
+                        raise ValueError("its about is no text")
+                    data = about[()]
+                    if not isinstance(data, bytes | str):
+                        raise ValueError("its about is no text")
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise

@@ -27,6 +27,7 @@ from i3d.tasks.train.batch_norm import (
 from i3d.tasks.train.interrupts import Stop
 from i3d.tasks.train.plan import Plan
 from i3d.tasks.train.start import Start
+from i3d.tasks.train.state import refuse_odd_state
 from i3d.tasks.train.trainee import (
     Average,
     Trainee,
@@ -34,6 +35,7 @@ from i3d.tasks.train.trainee import (
     copy_weights,
     features_shape,
     freeze,
+    load_optimizer,
     make_optimizer,
     set_learning_rate,
     training_mode,
@@ -103,10 +105,12 @@ class Learner:
         )
         self.scaler = torch.amp.GradScaler("cuda", enabled=options.precision == "fp16")
         if state is not None:
-            self.network.load_state_dict(state["network"])
+            with refuse_odd_state(plan.run.output):
+                self.network.load_state_dict(state["network"])
         self.average = None if options.ema is None else Average(self.network, options.ema)
         if state is not None:
-            self._restore(state)
+            with refuse_odd_state(plan.run.output):
+                self._restore(state)
         self._parallel: nn.parallel.DistributedDataParallel | None = None
         model: nn.Module = Trainee(self.network)
         if plan.world.size > 1:
@@ -116,7 +120,7 @@ class Learner:
         self._model: Callable[..., Tensor] = torch.compile(model) if options.compile else model
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load(state["average"])

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -15,22 +14,13 @@ from i3d.data.reading.random_clips import load_batches
 from i3d.errors import I3DError
 from i3d.models.format import Weights, write_safetensors
 from i3d.parallel.world import Group
-from i3d.records import plain
+from i3d.records import pick, plain
 from i3d.tasks.train.interrupts import Stop, others_may_die
 from i3d.tasks.train.learner import Gradients, Learner
 from i3d.tasks.train.plan import Plan
 from i3d.tasks.train.start import Start
-from i3d.tasks.train.state import BEST, LAST, History, LogRow, Logs, write_state
+from i3d.tasks.train.state import BEST, LAST, History, LogRow, Logs, Totals, write_state
 from i3d.tasks.train.validation import validate
-
-
-@dataclass
-class _Totals:
-    """Sums since the last row of the log, over all processes."""
-
-    loss: float = 0.0  # times clips
-    right: int = 0
-    clips: int = 0
 
 
 class Loop:
@@ -60,13 +50,13 @@ class Loop:
     ) -> None:
         self.plan, self.group, self.say = plan, group, say
         self.step, self.clips, self.seconds = 0, 0, 0.0
-        self.history, self._totals = History(), _Totals()
+        self.history, self._totals = History(), Totals()
         self._saved_step: int | None = None
         self.learner = Learner(plan, start, state)
         if state is not None:
-            self.step = self._saved_step = int(state["position"]["step"])
+            self.step = self._saved_step = state["position"]["step"]
             self.history = History.from_state(state["history"])
-            self._totals = _Totals(**state["totals"])
+            self._totals = pick(Totals, state["totals"])
         self.logs: Logs | None = None
         if plan.world.first:
             if state is None:  # first of all, so that a run killed at any moment can go on
@@ -211,7 +201,7 @@ class Loop:
             learning_rate=rate,
             gradient_norm=norm,
         )
-        self._totals = _Totals()
+        self._totals = Totals()
         if self.logs is not None:
             self.logs.add(row, clips_per_second=self.clips / self.seconds)
 

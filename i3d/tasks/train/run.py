@@ -18,17 +18,25 @@ from typing import Any
 from i3d import console, files
 from i3d.console import progress_bar, show
 from i3d.errors import UsageError
+from i3d.models.format import NetworkConfig
 from i3d.models.i3d import I3D
 from i3d.parallel.world import World, connect, world_from_environment
 from i3d.presets import Stream
-from i3d.records import differences, refuse_other_settings
+from i3d.records import differences, pick, plain, refuse_other_settings
 from i3d.tasks.train.interrupts import stop_requests
 from i3d.tasks.train.loop import Loop
 from i3d.tasks.train.options import SCRATCH, RunOptions, TrainOptions
 from i3d.tasks.train.outcome import Trained
 from i3d.tasks.train.plan import Plan, describe_change, describe_plan, make_plan
 from i3d.tasks.train.start import Start, initial_network
-from i3d.tasks.train.state import CURVES, FILES, History, has_state, read_state
+from i3d.tasks.train.state import (
+    CURVES,
+    FILES,
+    History,
+    has_state,
+    read_state,
+    refuse_odd_state,
+)
 
 
 def train(
@@ -131,9 +139,15 @@ def _begin(plan: Plan, say: Callable[[str], None], *, progress: bool) -> Start:
 
 def _go_on(plan: Plan, state: Mapping[str, Any], say: Callable[[str], None]) -> Start:
     refuse_other_settings(plan.run.output, differences(state["settings"], plan.settings))
-    say(f"going on after step {state['position']['step']}")
+    step, config = state["position"]["step"], pick(NetworkConfig, state["config"])
+    with refuse_odd_state(plan.run.output):
+        if step > plan.schedule.total_steps:
+            raise ValueError(f"step {step} of {plan.schedule.total_steps}")
+        if config.stream != plan.run.stream or config.num_classes != len(plan.data.classes):
+            raise ValueError(f"a {config.stream} network of {config.num_classes} classes")
+    say(f"going on after step {step}")
     say(describe_change(state["division"], plan.division))
-    return Start(I3D(**state["config"]), bool(state["new_head"]), ())
+    return Start(I3D(**plain(config)), state["new_head"], ())
 
 
 def _plot(history: History, plan: Plan, say: Callable[[str], None]) -> None:

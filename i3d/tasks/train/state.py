@@ -18,15 +18,18 @@ import io
 import os
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 
 from i3d import files
-from i3d.errors import CheckpointError
+from i3d.errors import CheckpointError, DatasetError, StorageError
+from i3d.models.format import NetworkConfig
+from i3d.records import pick
 
 KIND = "i3d train 1"
 STATE = "state.pt"
@@ -37,6 +40,40 @@ VALIDATION = "validation.csv"
 TENSORBOARD = "tensorboard"
 CURVES = "curves.png"
 FILES = (STATE, LAST, BEST, LOG, VALIDATION, CURVES)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        step: steps done since it began.
+        epoch: that step's.
+        step_in_epoch: its number there.
+    """
+
+    step: int
+    epoch: int
+    step_in_epoch: int
+
+    def __post_init__(self) -> None:
+        if min(self.step, self.epoch, self.step_in_epoch) < 0:
+            raise DatasetError(f"its position is {self}")
+
+
+@dataclass
+class Totals:
+    """Sums since the last row of the log, over all processes.
+
+    Attributes:
+        loss: times clips.
+        right: clips whose most likely class is right.
+        clips: how many they were.
+    """
+
+    loss: float = 0.0
+    right: int = 0
+    clips: int = 0
 
 
 class LogRow(NamedTuple):
@@ -113,11 +150,19 @@ class History:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "History":
-        """What `state` gave."""
-        return cls(
-            [LogRow(*row) for row in state["log"]],
-            [ValidationRow(*row) for row in state["validation"]],
-        )
+        """What `state` gave.
+
+        Raises:
+            ValueError: rows of something else.
+        """
+        return cls(_rows(LogRow, state["log"]), _rows(ValidationRow, state["validation"]))
+
+
+def _rows(cls: Any, rows: Any) -> list[Any]:
+    hints = list(get_type_hints(cls).values())
+    if not isinstance(rows, list) or any([type(x) for x in row] != hints for row in rows):
+        raise ValueError(f"its history is no table of {', '.join(cls._fields)}")
+    return [cls(*row) for row in rows]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
@@ -236,18 +281,42 @@ def read_state(output: files.Location) -> dict[str, Any]:
         CheckpointError: it is damaged or of another program.
     """
     name = files.join(output, STATE)
+    with refuse_odd_state(output), files.open_read(name) as file:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or state.get("format") != KIND:
+        raise CheckpointError(f"{name}: not a state that this version of i3d train writes")
+    with refuse_odd_state(output):
+        for key in ("settings", "division"):
+            if not isinstance(state[key], dict) or not all(isinstance(k, str) for k in state[key]):
+                raise ValueError(f"its {key} are no settings")
+        if type(state["new_head"]) is not bool:
+            raise ValueError("it does not say whether the classifier is new")
+        pick(NetworkConfig, state["config"])
+        pick(Position, state["position"])
+        pick(Totals, state["totals"])
+        History.from_state(state["history"])
+    return state
+
+
+@contextmanager
+def refuse_odd_state(output: files.Location) -> Iterator[None]:
+    """Say of what is raised while a state is read or put in its place that it is none.
+
+    Raises:
+        CheckpointError: names the file and the remedy.
+        StorageError: the disk or server fails.
+    """
+    name = files.join(output, STATE)
     try:
-        with files.open_read(name) as file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, CheckpointError, StorageError):
         raise
-    except Exception as error:  # torch.load raises what its parsers raise: a dozen types
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        hint = "" if isinstance(error, zipfile.BadZipFile) else f" ({reason[:200]})"
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # torch.load and load_state_dict raise a dozen types
+        files.blame_storage(name, error)
+        hint = "" if isinstance(error, zipfile.BadZipFile) else f" ({files.explain(error)[:200]})"
         raise CheckpointError(
             f"{name}: not the state of a training run{hint}; restore it, or begin anew in another "
             "folder"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != KIND:
-        raise CheckpointError(f"{name}: not a state that this version of i3d train writes")
-    return state

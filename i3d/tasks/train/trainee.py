@@ -1,6 +1,7 @@
 """What is trained: the network, what of it is frozen, its optimizer and its average."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,32 @@ def make_optimizer(
     if momentum is None:
         return torch.optim.AdamW(described, lr=0.0)
     return torch.optim.SGD(described, lr=0.0, momentum=momentum)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Put a saved state in place; PyTorch itself compares little of it with the parameters.
+
+    Raises:
+        ValueError: it is of another optimizer or network; PyTorch has more kinds.
+    """
+    before = [_settings(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    loaded = [_settings(group) for group in optimizer.param_groups]
+    # another version of PyTorch may have written more
+    if any(b.items() - a.items() for a, b in zip(loaded, before, strict=True)):
+        raise ValueError("its optimizer has other settings")
+    parameters = {p for group in optimizer.param_groups for p in group["params"]}
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            shapes = (parameter.shape, torch.Size())  # a step's count has none
+            if parameter not in parameters or getattr(value, "shape", None) not in shapes:
+                raise ValueError(f"its optimizer's {name} fits no parameter")
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, str]:
+    """What a group of parameters has in common, as texts: NaN and tensors compare, too."""
+    # the learning rate changes from step to step
+    return {name: repr(value) for name, value in group.items() if name not in ("params", "lr")}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -553,14 +553,14 @@ def test_an_unknown_name_is_shown_on_one_line(tmp_path):
     assert r"unknown variables, 'a\nb' first" in refusal_of(tmp_path / "x.pt")
 
 
-def peak_memory(path) -> int:
+def peak_memory(path, kind="VmHWM") -> int:
     """MiB that a process has while it fails to read a file, beyond what it has before."""
     script = (
         "import re, sys; from i3d.errors import CheckpointError\n"
         "from i3d.models.checkpoints import read_weights\n"
         "def peak():\n"
         "    status = open('/proc/self/status').read()\n"
-        "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1]) >> 10\n"
+        f"    return int(re.search(r'{kind}:\\s+(\\d+) kB', status)[1]) >> 10\n"
         "before = peak()\n"
         "try: read_weights(sys.argv[1])\n"
         "except CheckpointError: print(peak() - before)\n"
@@ -625,6 +625,18 @@ def test_a_pickle_of_before_pytorch_1_6_cannot_enlarge_its_storages(tmp_path):
     path.write_bytes(data.replace(b"K\x00K\x04\x85", b"K\x00J" + more + b"\x85"))
     assert "shape (268435457,) in a storage of 1,073,741,824 bytes" in refusal_of(path)
     assert peak_memory(path) < 200  # measured 74; torch.load alone: 1,100
+
+
+def test_a_pickle_of_before_pytorch_1_6_asks_for_no_more_than_it_has(tmp_path):
+    """It says that a name has 2 GiB."""
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.arange(4.0)}, path, _use_new_zipfile_serialization=False)
+    name = b"X\x01\0\0\0w"
+    data = path.read_bytes()
+    assert name in data
+    path.write_bytes(data.replace(name, b"X\xff\xff\xff\x7fw"))
+    assert "not a PyTorch file" in refusal_of(path)
+    assert peak_memory(path, "VmPeak") < 400  # measured 0; torch.load alone: 2,048
 
 
 def test_an_npz_of_more_than_a_network_needs_takes_no_memory(tmp_path):

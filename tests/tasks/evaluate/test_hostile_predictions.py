@@ -119,6 +119,13 @@ def test_csv_with_rows_missing_or_too_many(csv_file):
     assert "0 columns" in refusal(csv_file)
 
 
+def test_checkpoints_of_other_streams_are_named_on_the_line(tmp_path, csv_file):
+    about = json.loads((tmp_path / "p.csv.json").read_text())
+    about["checkpoints"]["a\nb"] = about["checkpoints"]["rgb"]
+    (tmp_path / "p.csv.json").write_text(json.dumps(about))
+    assert "names checkpoints of 'a\\nb', 'rgb'" in refusal(csv_file)
+
+
 def test_a_folder_and_what_stands_beside(tmp_path, csv_file):
     (tmp_path / "f.csv").mkdir()
     assert "is a folder" in refusal(tmp_path / "f.csv")
@@ -192,6 +199,19 @@ def test_parquet(tmp_path, table, name, make, words):
     pq.write_table(columns(**{name: make})(pq.read_table(path)), path)
     text = refusal(path)
     assert words in text and text.endswith(REMEDY)
+
+
+@pytest.mark.parametrize("what", [b"plain", b"video"])
+def test_parquet_that_is_not_utf_8(tmp_path, table, what):
+    """A value, and a column's name."""
+    path = tmp_path / "p.parquet"
+    write_predictions(path, table)
+    columns = pq.read_table(path)
+    pq.write_table(columns, path, compression="none", use_dictionary=False)
+    data = path.read_bytes()
+    assert what in data
+    path.write_bytes(data.replace(what, b"\xff" + what[1:]))
+    assert refusal(path).endswith(REMEDY)
 
 
 def test_parquet_rows(tmp_path, table):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -199,6 +200,75 @@ def test_a_damaged_state_is_one_line(run, shards, tmp_path):
     torch.save({"format": "else"}, path)
     with pytest.raises(CheckpointError, match="not a state"):
         train(shards, stream="rgb", output=folder, options=QUICK, resume=True)
+
+
+def without(*path):
+    def change(state):
+        for key in path[:-1]:
+            state = state[key]
+        del state[path[-1]]
+
+    return change
+
+
+def replaced(value, *path):
+    def change(state):
+        for key in path[:-1]:
+            state = state[key]
+        state[path[-1]] = value
+
+    return change
+
+
+def first_buffer(state):
+    return next(iter(state["optimizer"]["state"].values()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(without(key) for key in ("settings", "division", "config", "new_head", "network")),
+        *(without(key) for key in ("optimizer", "scaler", "random", "position", "totals")),
+        *(without("position", "step"), without("history", "log"), without("random", "torch")),
+        *(without("network", "Logits.Conv3d_0c_1x1.bias"), without("optimizer", "state")),
+        *(without("optimizer", "param_groups", 0, "momentum"), replaced([], "settings")),
+        *(replaced(None, "division"), replaced("x", "config", "width"), replaced(1, "new_head")),
+        *(replaced(1 << 40, "config", "num_classes"), replaced("flow", "config", "stream")),
+        *(replaced(-1, "position", "step"), replaced(99, "position", "step")),
+        *(replaced("0", "position", "step"), replaced(float("nan"), "totals", "loss")),
+        *(replaced([1], "history"), replaced([(1, 2)], "history", "log")),
+        *(replaced([("x",) * 6], "history", "log"), replaced(None, "random", "torch")),
+        *(replaced(torch.zeros(4), "network", "Logits.Conv3d_0c_1x1.bias"),),
+        *(replaced(0.5, "optimizer", "param_groups", 0, "momentum"),),
+        lambda state: first_buffer(state).update(momentum_buffer=torch.zeros(2, 2)),
+        lambda state: first_buffer(state).update(momentum_buffer="x"),
+    ],
+)
+def test_a_state_of_other_parts_is_one_line(ended, shards, tmp_path, change):
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    state = read_state(folder)
+    change(state)
+    torch.save(state, folder / "state.pt")
+    with pytest.raises(CheckpointError, match=r"run/state\.pt: not the state of a") as error:
+        train(shards, stream="rgb", output=folder, options=replace(QUICK, epochs=1), resume=True)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1 and "begin anew in another folder" in message
+
+
+@pytest.fixture(scope="module")
+def ended(shards, tmp_path_factory):
+    """A run of one epoch, which is over."""
+    output = tmp_path_factory.mktemp("ended") / "run"
+    train(shards, stream="rgb", output=output, options=replace(QUICK, epochs=1))
+    return output
+
+
+def test_an_ended_run_goes_on_and_ends(ended, shards, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    train(shards, stream="rgb", output=folder, options=replace(QUICK, epochs=1), resume=True)
+    assert (folder / "last.safetensors").read_bytes() == (ended / "last.safetensors").read_bytes()
 
 
 @pytest.mark.slow
