@@ -49,7 +49,7 @@ chaos: .venv/ready
 	$(BIN)/python tests/campaigns/chaos --minutes $(MINUTES) \
 	    $(if $(filter command line,$(origin SEED)),--seed $(SEED))
 
-# Mutated files of every format that comes from outside (docs/reliability-fuzzing.md):
+# Mutated files of every format that comes from outside (docs/reliability.md):
 # make fuzz MINUTES=10 SEED=3; corpus and findings in fuzz-output.
 fuzz: .venv/ready
 	$(BIN)/python tests/campaigns/fuzz --minutes $(MINUTES) --seed $(SEED)

@@ -119,6 +119,8 @@ def _refusal(member: zipfile.ZipInfo, again: bool) -> str | None:
     """Why a member of an ``.npz`` is none that NumPy writes; None where it is one."""
     if not member.filename.endswith(".npy"):
         return "is no array (its name does not end in .npy)"
+    if not member.filename.isprintable():
+        return "has a name that cannot be shown"
     if again:
         return "is there twice"
     if member.flag_bits & _ENCRYPTED:

@@ -150,6 +150,11 @@ def test_other_members(tmp_path):
     assert "0 arrays" in refusal(tmp_path / "e.npz")
 
 
+def test_a_name_over_two_lines(tmp_path):
+    zipped(tmp_path / "x.npz", name="a\nb.npy")
+    assert "'a\\nb.npy' has a name that cannot be shown" in refusal(tmp_path / "x.npz")
+
+
 def test_an_encrypted_member(tmp_path):
     path = tmp_path / "x.npz"
     zipped(path)
