@@ -49,10 +49,11 @@ chaos: .venv/ready
 	$(BIN)/python tests/campaigns/chaos --minutes $(MINUTES) \
 	    $(if $(filter command line,$(origin SEED)),--seed $(SEED))
 
-# Mutated files of every format that comes from outside (docs/reliability.md):
+# Mutated files of every format that comes from outside (docs/reliability.md), in the same way:
 # make fuzz MINUTES=10 SEED=3; corpus and findings in fuzz-output.
 fuzz: .venv/ready
-	$(BIN)/python tests/campaigns/fuzz --minutes $(MINUTES) --seed $(SEED)
+	$(BIN)/python tests/campaigns/fuzz --minutes $(MINUTES) \
+	    $(if $(filter command line,$(origin SEED)),--seed $(SEED))
 
 # Every stage beside its peers and limits, into benchmarks/results/ (docs/performance.md).
 bench: .venv/ready

@@ -3,6 +3,7 @@
 import argparse
 import multiprocessing
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -223,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="in all (default: 1)")
     parser.add_argument("--cases", type=int, default=1 << 62, help="of each, at most")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--seed", type=int, help="default: another each time")
     parser.add_argument("--target", action="append", help="one of them; again for more")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="default: fuzz-output")
     parser.add_argument("--replay", type=Path, help="a folder of findings: run that case again")
@@ -241,7 +242,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"no target {unknown[0]}; they are {', '.join(TARGETS)}")
         # Samples are the code's of today.
         shutil.rmtree(options.output / "corpus", ignore_errors=True)
-        campaign = Campaign(options.output, options.seed, Path(work))
+        seed = random.randrange(1 << 31) if options.seed is None else options.seed
+        campaign = Campaign(options.output, seed, Path(work))
         return _run(campaign, names, options.minutes, options.cases)
 
 
