@@ -51,21 +51,12 @@ class PictureMaker:
         turned = self._orientation[0]
         height, width = (first.width, first.height) if turned else (first.height, first.width)
         self.source_size = (height, width)
-        scale = Fraction(self._short_side or min(height, width), min(height, width))
-        self._size = (round(height * scale), round(width * scale))
-        if max(self._size) > MAX_SIDE:
-            raise VideoError(
-                f"{self._name} has frames of {width}x{height}; with a short side of "
-                f"{self._short_side} they would be over {MAX_SIDE} pixels wide or high"
-            )
+        self._size = scale_size(self._name, height, width, self._short_side)
 
     def make(self, frame: av.VideoFrame) -> np.ndarray:
         """The frame as it is put out: uint8 (H, W, 3), RGB; made once however often shown."""
         if self._newest is None or self._newest[0] is not frame:
-            height, width = self._size
-            rgb = _upright(self._rgb(frame), self._orientation)
-            if rgb.shape[:2] != (height, width):
-                rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
+            rgb = resize(_upright(self._rgb(frame), self._orientation), self._size)
             self._newest = (frame, rgb)
         return self._newest[1]
 
@@ -91,6 +82,29 @@ class PictureMaker:
                 f"cannot convert {self._name}'s pixel format {frame.format.name} to RGB: {error}"
             ) from error
         return np.ascontiguousarray(rgb.to_ndarray())
+
+
+def scale_size(name: str, height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """(height, width) of pictures whose shorter side is to be ``short_side``; None: as it is.
+
+    Raises:
+        VideoError: they would be too large.
+    """
+    scale = Fraction(short_side or min(height, width), min(height, width))
+    size = (round(height * scale), round(width * scale))
+    if max(size) > MAX_SIDE:
+        raise VideoError(
+            f"{name} has frames of {width}x{height}; with a short side of "
+            f"{short_side} they would be over {MAX_SIDE} pixels wide or high"
+        )
+    return size
+
+
+def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture uint8 (H, W, 3) at another (height, width), bilinear; itself where it has that."""
+    if rgb.shape[:2] == size:
+        return rgb
+    return cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def check_size(name: str, width: int, height: int) -> None:

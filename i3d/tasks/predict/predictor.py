@@ -8,10 +8,11 @@ frames (T, H, W, 3) --rgb_clip--> (3, T, 224, 224) --RGB network--> logits --+
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, overload
 
+import cv2
 import numpy as np
 import torch
 
@@ -30,43 +31,61 @@ from i3d.models.exported.runtimes import ExportedNetwork
 from i3d.models.i3d import I3D
 from i3d.parallel.process import count_cores
 from i3d.parallel.world import World
-from i3d.presets import MIN_FRAMES, Preset, find_preset
+from i3d.presets import MIN_FRAMES, Preset, Stream, find_preset
 from i3d.report.plot import check_plot
 from i3d.tasks.network import (
     choose_device,
     compute,
     explain_overflow,
     is_out_of_memory,
+    load_network,
     open_network,
 )
 from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, PredictOptions
-from i3d.tasks.predict.result import Prediction, Window, top_classes
+from i3d.tasks.predict.result import (
+    SUGGESTED_EVERY,
+    ClassScore,
+    Prediction,
+    Window,
+    top_classes,
+)
+from i3d.tasks.predict.segments import find_segments
 from i3d.tasks.predict.timeline import plot_timeline
-from i3d.video import DamagedVideoWarning, Source, VideoReader
+from i3d.video import DamagedVideoWarning, FrameReader, Source, VideoReader
 
-PLOT_WINDOW_SECONDS = 2.56  # 64 frames at 25 fps: the snippets that the networks were trained on
+THUMBNAIL_PIXELS = 128  # short side of the frames that are kept to be shown
+
+# What a network looks at: a file, or frames uint8 (T, H, W, 3), RGB.
+Video = Source | np.ndarray | torch.Tensor
+# A checkpoint's name or file (:func:`i3d.load`), an ``.onnx`` file, or a network in memory.
+Checkpoint = str | os.PathLike[str] | I3D
 
 
 def predict(
-    video: Source,
+    video: Video,
+    checkpoints: Checkpoint | Sequence[Checkpoint] = DEFAULT_CHECKPOINTS,
     *,
-    checkpoints: Sequence[str | os.PathLike[str]] = DEFAULT_CHECKPOINTS,
     top_k: int = 5,
     every_seconds: float | None = None,
+    mean: bool = False,
+    fps: float | None = None,
     device: str = "auto",
     runtime: str | None = None,
 ) -> Prediction:
     """Say what happens in a video.
 
     Args:
-        video: path, URL, bytes or file object.
-        checkpoints: names or paths (:func:`i3d.load`) of networks with the same classes, or
-            ``.onnx`` files of ``i3d export``; their logits are added. A flow network makes TV-L1
-            flow be computed.
+        video: path, URL, bytes, file object, or frames uint8 (T, H, W, 3), RGB, as an array or
+            tensor of any size.
+        checkpoints: one or several networks with the same classes, whose logits are added: names or
+            paths (:func:`i3d.load`), folders of ``i3d train``, ``.onnx`` files of ``i3d export``,
+            or networks in memory. A flow network makes TV-L1 flow be computed.
         top_k: how many classes to give, best first.
         every_seconds: None looks at the first 10 s, as the original's evaluation did. A number
             looks along the whole video, at a window every so many seconds that reaches to the next
             one (at most 10 s).
+        mean: along a video, also give the classes of the windows' mean logits.
+        fps: frames a second of an array; None: 25, as `read_video` gives them.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
         runtime: ``"torch"``, ``"onnx"`` (ONNX Runtime) or ``"openvino"``; the latter two run
             ``.onnx`` files, on a CPU. None: ONNX Runtime for those, PyTorch for all else.
@@ -78,32 +97,72 @@ def predict(
         UsageError: an argument has no meaning.
     """
     return Predictor(checkpoints, device=device, runtime=runtime).predict(
-        video, top_k=top_k, every_seconds=every_seconds
+        video, top_k=top_k, every_seconds=every_seconds, mean=mean, fps=fps
     )
 
 
+@dataclass(frozen=True)
+class Look:
+    """A window, and what the networks saw of it.
+
+    Attributes:
+        window: when it is, and its logits.
+        frames: uint8 (T, H, W, 3), RGB, of which the networks see the middle.
+        flow: float32 (T - 1, H, W, 2), pixels; None without a flow network.
+        clips: what each stream's network was given, float32 (C, T', 224, 224): looped.
+        seconds: how far the video has been read.
+        duration: seconds of the whole video, as far as is known.
+    """
+
+    window: Window
+    frames: np.ndarray
+    flow: np.ndarray | None
+    clips: Mapping[Stream, torch.Tensor]
+    seconds: float
+    duration: float | None
+
+
 class Predictor:
-    """Networks in memory, for many videos; arguments and errors as :func:`predict`."""
+    """Networks in memory, for many videos; arguments and errors as :func:`predict`.
+
+        predictor = i3d.Predictor("rgb_imagenet_kinetics400")
+        predictor("a.mp4")                       # a Prediction
+        predictor(["a.mp4", frames])             # a list of them
+
+    Attributes:
+        models: the networks.
+        classes: their classes, in the order of the logits.
+        preset: how frames are prepared.
+        device: where they are.
+    """
 
     def __init__(
         self,
-        checkpoints: Sequence[str | os.PathLike[str]] = DEFAULT_CHECKPOINTS,
+        checkpoints: Checkpoint | Sequence[Checkpoint] = DEFAULT_CHECKPOINTS,
         *,
         device: str = "auto",
         runtime: str | None = None,
         progress: bool = False,
     ) -> None:
-        if isinstance(checkpoints, str | os.PathLike):
+        if isinstance(checkpoints, str | os.PathLike | I3D):
             checkpoints = [checkpoints]
         if not checkpoints:
             raise UsageError("no checkpoint to predict with; name at least one")
         self.device = choose_device(device)
         self.flow_device = _choose_flow_device(self.device)
-        self.checkpoints = tuple(os.fspath(c) for c in checkpoints)
-        self.models: list[I3D | ExportedNetwork] = [
-            open_network(c, runtime=runtime, device=device, progress=progress)
-            for c in self.checkpoints
-        ]
+        self.models: list[I3D | ExportedNetwork] = []
+        names = []
+        for checkpoint in checkpoints:
+            if isinstance(checkpoint, I3D):
+                network = load_network(checkpoint, device=self.device)
+                self.models.append(network.model)
+                names.append(network.title)
+            else:
+                names.append(os.fspath(checkpoint))
+                self.models.append(
+                    open_network(checkpoint, runtime=runtime, device=device, progress=progress)
+                )
+        self.checkpoints = tuple(names)
         first = self.models[0]
         for name, model in zip(self.checkpoints, self.models, strict=True):
             if model.classes != first.classes:
@@ -119,10 +178,41 @@ class Predictor:
         self.classes = first.classes
         self.preset: Preset = find_preset(first.preset).of_videos
 
+    @overload
+    def __call__(self, videos: Video, **options: Any) -> Prediction: ...
+
+    @overload
+    def __call__(self, videos: Iterable[Video], **options: Any) -> list[Prediction]: ...
+
+    def __call__(
+        self, videos: Video | Iterable[Video], **options: Any
+    ) -> Prediction | list[Prediction]:
+        """Say what happens in a video, or in each of several.
+
+        Args:
+            videos: one, or an iterable of them. The first bad one raises its error; see
+                `predict_many`.
+            options: of `predict`.
+        """
+        if _is_video(videos):
+            return self.predict(cast(Video, videos), **options)
+        return [self.predict(video, **options) for video in cast(Iterable[Video], videos)]
+
     def predict(
-        self, video: Source, *, top_k: int = 5, every_seconds: float | None = None
+        self,
+        video: Video,
+        *,
+        top_k: int = 5,
+        every_seconds: float | None = None,
+        mean: bool = False,
+        fps: float | None = None,
+        watch: Callable[[Look], None] | None = None,
     ) -> Prediction:
-        """Say what happens in one video; see the function :func:`predict`."""
+        """Say what happens in one video; see the function :func:`predict`.
+
+        Args:
+            watch: called with every window as soon as it is computed.
+        """
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}; it must be at least 1")
         preset = self.preset
@@ -132,58 +222,56 @@ class Predictor:
                 f"every {every_seconds} seconds: a window needs {MIN_FRAMES} frames, "
                 f"that is {shortest:.2f} s or more"
             )
-        end_seconds = preset.clip_frames / preset.fps if every_seconds is None else None
+        if mean and every_seconds is None:
+            raise UsageError("the mean is over windows along a video; give every_seconds as well")
         windows: list[Window] = []
-        frames_seen = 0
+        frames_seen, still = 0, True
         with (
             warnings.catch_warnings(),
-            VideoReader(
-                video, end_seconds=end_seconds, fps=preset.fps, short_side=preset.short_side
-            ) as reader,
+            self._open(video, every_seconds is None, fps) as reader,
         ):
             warnings.simplefilter("ignore", DamagedVideoWarning)  # it goes into the result
-            name = reader.name
-            clip_frames = preset.clip_frames
-            if every_seconds is not None:
-                clip_frames = min(clip_frames, round(every_seconds * preset.fps))
-            for start, frames in _windows(reader, clip_frames, every_seconds, preset.fps):
-                frames_seen += len(frames)
-                where = name if every_seconds is None else f"{name}, {start / preset.fps:g} s"
-                windows.append(
-                    Window(
-                        start_seconds=start / preset.fps,
-                        end_seconds=(start + len(frames)) / preset.fps,
-                        logits=self._logits(frames, clip_frames, where),
-                        frame=frames[len(frames) // 2].copy(),
-                    )
-                )
-            damage = reader.damage
+            for look in self._look_along(reader, every_seconds):
+                windows.append(look.window)
+                frames_seen += len(look.frames)
+                still = still and _is_still(look.frames)
+                if watch is not None:
+                    watch(look)
+            name, damage, duration = reader.name, reader.damage, _duration(reader)
         if not windows:
             raise VideoError(f"{name}: no frames")
-        logits = np.mean([window.logits for window in windows], axis=0)
+        shown: tuple[ClassScore, ...] = ()
+        if mean or every_seconds is None:
+            logits = np.mean([window.logits for window in windows], axis=0)
+            shown = top_classes(logits, self.classes, top_k=top_k)
         return Prediction(
             video=name,
             frames=frames_seen,
             seconds=frames_seen / preset.fps,
+            duration=duration,
             checkpoints=tuple(map(hide_secrets, self.checkpoints)),
-            predictions=top_classes(logits, self.classes, top_k=top_k),
+            predictions=shown,
+            segments=find_segments(windows, self.classes),
             windows=tuple(windows),
             classes=self.classes,
+            top_k=top_k,
             damage=damage,
             every_seconds=every_seconds,
+            still=still,
         )
 
     def predict_many(
-        self,
-        videos: Iterable[Source],
-        *,
-        top_k: int = 5,
-        every_seconds: float | None = None,
+        self, videos: Iterable[Video], **options: Any
     ) -> Iterator[Prediction | I3DError]:
-        """Predict one after another; a bad video yields its error and does not stop the rest."""
+        """Predict one after another; a bad video yields its error and does not stop the rest.
+
+        Args:
+            videos: of which each is read when its turn comes.
+            options: of `predict`.
+        """
         for video in videos:
             try:
-                yield self.predict(video, top_k=top_k, every_seconds=every_seconds)
+                yield self.predict(video, **options)
             except (VideoError, StorageError) as error:
                 yield error
             except (MemoryError, RuntimeError) as error:
@@ -195,26 +283,76 @@ class Predictor:
                     "shorter --every, or --device cpu"
                 )
 
-    def _logits(self, frames: np.ndarray, clip_frames: int, where: str) -> np.ndarray:
-        """Summed logits float32 (num_classes,) of frames looped to the clip's length.
+    def _open(self, video: Video, clip_alone: bool, fps: float | None) -> VideoReader | FrameReader:
+        preset = self.preset
+        end_seconds = preset.clip_frames / preset.fps if clip_alone else None
+        if isinstance(video, np.ndarray | torch.Tensor):
+            return FrameReader(
+                video,
+                source_fps=preset.fps if fps is None else fps,
+                end_seconds=end_seconds,
+                fps=preset.fps,
+                short_side=preset.short_side,
+            )
+        if fps is not None:
+            raise UsageError(f"fps={fps} is of frames in an array; a file says its own")
+        return VideoReader(
+            video, end_seconds=end_seconds, fps=preset.fps, short_side=preset.short_side
+        )
+
+    def _look_along(
+        self, reader: VideoReader | FrameReader, every_seconds: float | None
+    ) -> Iterator[Look]:
+        """Every window of a video, as soon as its frames are there."""
+        fps, clip_frames = self.preset.fps, self.preset.clip_frames
+        if every_seconds is not None:
+            clip_frames = min(clip_frames, round(every_seconds * fps))
+        for start, frames in _windows(reader, clip_frames, every_seconds, fps):
+            where = reader.name if every_seconds is None else f"{reader.name}, {start / fps:g} s"
+            flow = self._flow(frames, where)
+            clips = self._clips(frames, flow, clip_frames)
+            end_seconds = (start + len(frames)) / fps
+            window = Window(
+                start_seconds=start / fps,
+                end_seconds=end_seconds,
+                logits=self._logits(clips, where),
+                frame=_thumbnail(frames[len(frames) // 2]),
+            )
+            yield Look(window, frames, flow, clips, end_seconds, _duration(reader))
+
+    def _flow(self, frames: np.ndarray, where: str) -> np.ndarray | None:
+        """float32 (T - 1, H, W, 2), where a network wants it.
 
         Raises:
-            VideoError: names ``where``; they have no flow, or a network's logits are not finite.
+            VideoError: names ``where``; one frame has none.
         """
-        preset = self.preset
-        clips: dict[str, torch.Tensor] = {}
+        if not any(model.stream == "flow" for model in self.models):
+            return None
+        if len(frames) < 2:
+            raise VideoError(
+                f"{where}: a video of one frame has no flow; use an RGB checkpoint alone"
+            )
+        return optical_flow(frames, device=self.flow_device, threads=count_cores(World()))
+
+    def _clips(
+        self, frames: np.ndarray, flow: np.ndarray | None, clip_frames: int
+    ) -> dict[Stream, torch.Tensor]:
+        """What the networks are given, looped to the clip's length."""
+        clips: dict[Stream, torch.Tensor] = {}
+        if any(model.stream == "rgb" for model in self.models):
+            clips["rgb"] = rgb_clip(loop_frames(frames, clip_frames), crop=self.preset.crop)
+        if flow is not None:
+            clips["flow"] = flow_clip(loop_frames(flow, clip_frames), crop=self.preset.crop)
+        return clips
+
+    def _logits(self, clips: Mapping[Stream, torch.Tensor], where: str) -> np.ndarray:
+        """Summed logits float32 (num_classes,).
+
+        Raises:
+            VideoError: names ``where``; a network's logits are not finite.
+        """
         total = np.zeros(len(self.classes), np.float32)
         for name, model in zip(self.checkpoints, self.models, strict=True):
-            if model.stream not in clips:
-                if model.stream == "flow" and len(frames) < 2:
-                    raise VideoError(
-                        f"{where}: a video of one frame has no flow; use an RGB checkpoint alone"
-                    )
-                clips[model.stream] = (
-                    rgb_clip(loop_frames(frames, clip_frames), crop=preset.crop)
-                    if model.stream == "rgb"
-                    else self._flow_clip(frames, clip_frames)
-                )
             row = compute(model, clips[model.stream][None].to(self.device))[0].cpu().numpy()
             if (reason := _explain_overflow(row, model, name)) is not None:
                 raise VideoError(f"{where}: {reason}")
@@ -224,9 +362,31 @@ class Predictor:
             raise VideoError(f"{where}: the sum of the networks' logits is too large for float32")
         return total
 
-    def _flow_clip(self, frames: np.ndarray, clip_frames: int) -> torch.Tensor:
-        flow = optical_flow(frames, device=self.flow_device, threads=count_cores(World()))
-        return flow_clip(loop_frames(flow, clip_frames), crop=self.preset.crop)
+
+def _is_video(videos: Video | Iterable[Video]) -> bool:
+    """Whether it is one video, and not several."""
+    one = str | os.PathLike | bytes | bytearray | memoryview | np.ndarray | torch.Tensor
+    return isinstance(videos, one) or hasattr(videos, "read")
+
+
+def _is_still(frames: np.ndarray) -> bool:
+    """Whether all of them are the same picture."""
+    return all(np.array_equal(frames[0], frame) for frame in frames[1:])
+
+
+def _duration(reader: VideoReader | FrameReader) -> float | None:
+    """Seconds of the whole video: counted where it was read to its end, else the header's word."""
+    if reader.duration_seconds is None and isinstance(reader, VideoReader):
+        return reader.info.duration_seconds
+    return reader.duration_seconds
+
+
+def _thumbnail(frame: np.ndarray) -> np.ndarray:
+    """A copy of a frame, small enough to keep one for each window of a long video."""
+    height, width = frame.shape[:2]
+    scale = min(1.0, THUMBNAIL_PIXELS / min(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 def _explain_overflow(logits: np.ndarray, model: I3D | ExportedNetwork, name: str) -> str | None:
@@ -285,7 +445,7 @@ def run_predict(options: PredictOptions, videos: Sequence[str]) -> int:
         if len(videos) > 1:
             raise UsageError(f"--plot draws one video, not {len(videos)}; call it for each")
         check_plot(options.plot)
-        every_seconds = PLOT_WINDOW_SECONDS if every_seconds is None else every_seconds
+        every_seconds = SUGGESTED_EVERY if every_seconds is None else every_seconds
     predictor = Predictor(
         options.checkpoints or DEFAULT_CHECKPOINTS,
         device=options.device,

@@ -1,4 +1,4 @@
-"""A prediction: the most probable classes of a video, and of its windows."""
+"""A prediction: the most probable classes of a video, of its windows, and its segments."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,33 +35,88 @@ class Window:
     start_seconds: float
     end_seconds: float
     logits: np.ndarray
-    frame: np.ndarray  # uint8 (H, W, 3): the middle one, to show
+    frame: np.ndarray  # uint8 (h, w, 3): the middle one, small, to show
+
+    def as_dict(self, classes: Sequence[str], top_k: int) -> dict[str, Any]:
+        """As ``i3d predict --json`` prints it."""
+        scores = top_classes(self.logits, classes, top_k=top_k)
+        return {
+            "start_seconds": self.start_seconds,
+            "end_seconds": self.end_seconds,
+            "predictions": [score.as_dict() for score in scores],
+        }
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Neighbouring windows of one answer.
+
+    Attributes:
+        start_seconds: of the first window.
+        end_seconds: of the last.
+        name: the class; None where the networks are not sure.
+        index: the class's; None where they are not sure.
+        probability: the class's, in 0..1, the mean over the windows; None where they are not sure.
+    """
+
+    start_seconds: float
+    end_seconds: float
+    name: str | None
+    index: int | None
+    probability: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``i3d predict --json`` prints it."""
+        return {
+            "start_seconds": self.start_seconds,
+            "end_seconds": self.end_seconds,
+            "class": self.name,
+            "index": self.index,
+            "probability": self.probability,
+        }
+
+    def __str__(self) -> str:
+        span = f"{self.start_seconds:8.1f} -{self.end_seconds:8.1f} s"
+        if self.probability is None:
+            return f"{span}  uncertain"
+        return f"{span}  {self.name}  {self.probability:.0%}".replace("%", " %")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of a video, best first.
+    """What happens in a video.
 
     Attributes:
         video: its path, URL or other name.
         frames: frames at 25 fps that were looked at, before looping.
         seconds: their duration.
+        duration: seconds of the whole video, as its header says where it was not decoded to the
+            end; None where nobody says.
         checkpoints: names or paths of the networks whose logits were summed.
-        predictions: the ``top_k`` classes; with windows, of their mean logits.
+        predictions: the ``top_k`` classes, best first: of the clip, or along a video of the
+            windows' mean logits, where that was asked for; else empty.
+        segments: what happens when: every window is in one of them.
         windows: one a window with ``every_seconds``, else one for the whole clip.
         classes: names of all classes, in the order of the logits.
+        top_k: how many classes are shown, of the windows too.
         damage: what was lost of a damaged file, or None.
+        every_seconds: None for the test clip, the first 10 s.
+        still: whether every frame that was looked at is the same picture.
     """
 
     video: str
     frames: int
     seconds: float
+    duration: float | None
     checkpoints: tuple[str, ...]
     predictions: tuple[ClassScore, ...]
+    segments: tuple[Segment, ...] = field(repr=False)
     windows: tuple[Window, ...] = field(repr=False)
     classes: tuple[str, ...] = field(repr=False)
+    top_k: int = 5
     damage: str | None = None
     every_seconds: float | None = None
+    still: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As ``i3d predict --json`` prints it."""
@@ -69,42 +124,48 @@ class Prediction:
             "video": self.video,
             "frames": self.frames,
             "seconds": self.seconds,
+            "duration": self.duration,
             "checkpoints": list(self.checkpoints),
-            "predictions": [score.as_dict() for score in self.predictions],
+            "damage": self.damage,
         }
+        if self.predictions:
+            result["predictions"] = [score.as_dict() for score in self.predictions]
         if self.every_seconds is not None:
-            result["windows"] = [
-                {
-                    "start_seconds": window.start_seconds,
-                    "end_seconds": window.end_seconds,
-                    "predictions": [
-                        score.as_dict()
-                        for score in top_classes(
-                            window.logits, self.classes, top_k=len(self.predictions)
-                        )
-                    ],
-                }
-                for window in self.windows
-            ]
-        if self.damage is not None:
-            result["damage"] = self.damage
+            result["segments"] = [segment.as_dict() for segment in self.segments]
+            result["windows"] = [w.as_dict(self.classes, self.top_k) for w in self.windows]
         return result
 
+    @property
+    def _looked_at(self) -> str:
+        """What was looked at, in words."""
+        if self.every_seconds is not None:
+            count = len(self.windows)
+            return f"{self.seconds:.1f} s, {count} window{'s' if count > 1 else ''}"
+        unseen = self.duration is not None and self.duration - self.seconds > 0.05
+        if unseen:
+            every = f"--every {SUGGESTED_EVERY:g}"
+            return (
+                f"the first {self.seconds:.1f} of {self.duration:.1f} s; {every} looks at all of it"
+            )
+        return f"{self.frames} frame{'s' if self.frames != 1 else ''}, {self.seconds:.1f} s"
+
     def __str__(self) -> str:
-        lines = [f"{self.video}  ({self.frames} frames, {self.seconds:.1f} s)"]
+        lines = [f"{self.video}  ({self._looked_at})"]
         if self.damage is not None:
             lines.append(f"  damaged: {self.damage}")
         if self.every_seconds is not None:
-            for window in self.windows:
-                best = top_classes(window.logits, self.classes, top_k=1)[0]
-                span = f"{window.start_seconds:8.2f} -{window.end_seconds:8.2f} s"
-                lines.append(f"{span}  {best.probability:7.2%}  {best.name}")
-            lines.append("  mean of the windows:")
+            lines += map(str, self.segments)
+            if self.predictions:
+                lines.append("  mean of the windows:")
         lines += [
             f"  {score.probability:7.2%}  {score.name}  (logit {score.logit:.3f})"
             for score in self.predictions
         ]
         return "\n".join(lines)
+
+
+# 64 frames at 25 fps: the snippets that the networks were trained on (the I3D paper, section 3).
+SUGGESTED_EVERY = 2.56
 
 
 def top_classes(

@@ -116,7 +116,7 @@ def test_a_long_video_is_looked_at_for_ten_seconds(networks, tmp_path):
 
 
 def test_windows_along_a_video(networks, video):
-    prediction = i3d.predict(video, checkpoints=[networks["rgb"]], every_seconds=0.6)
+    prediction = i3d.predict(video, checkpoints=[networks["rgb"]], every_seconds=0.6, mean=True)
     frames = decoded(video)[:, 16:240, 58:282].astype(np.float32) / 127.5 - 1
     spans = [(0, 15), (15, 30), (30, 40)]  # the last one is looped to 15 frames
     assert len(prediction.windows) == 3
@@ -207,7 +207,8 @@ def test_json_is_the_contract_and_nothing_else(networks, video, capsys):
     code, out, _ = run(capsys, video, "--checkpoint", networks["rgb"], "--top_k", 2, "--json")
     assert code == 0
     (result,) = json.loads(out)["results"]
-    assert set(result) == {"video", "frames", "seconds", "checkpoints", "predictions"}
+    keys = {"video", "frames", "seconds", "duration", "checkpoints", "predictions", "damage"}
+    assert set(result) == keys
     assert result["video"] == video
     assert len(result["predictions"]) == 2
     assert set(result["predictions"][0]) == {"class", "index", "probability", "logit"}
@@ -298,7 +299,7 @@ def test_flow_takes_the_cores_and_the_device_that_it_may(networks, short_video, 
     for check, device in ((lambda _: None, "cuda:1"), (predictor.check_device, "cpu")):
         # there is no such GPU here: where flow is asked for is what counts
         monkeypatch.setattr(predictor, "check_device", check)
-        i3d.tasks.predict.Predictor([networks["flow"]])._flow_clip(frames, 12)
+        i3d.tasks.predict.Predictor([networks["flow"]])._flow(frames, "x")
         assert asked[-1]["device"] == device
 
 
