@@ -138,7 +138,7 @@ def _build(hint: Any, value: Any, name: str) -> Any:
     if origin is tuple and type(value) is list and len(value) <= _MAX_ITEMS:
         return tuple(_build(args[0], item, name) for item in value)
     if origin is Mapping and type(value) is dict and len(value) <= _MAX_ITEMS:
-        return {key: _build(args[1], item, f"{name}.{key}") for key, item in value.items()}
+        return {key: _build(args[1], item, f"{name}.{_short(key)}") for key, item in value.items()}
     if origin is Literal and value in args:
         return value
     expected = getattr(hint, "__name__", str(hint))

@@ -1,9 +1,12 @@
 """Settings that a job was begun with, compared with those that it is asked for now."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import pytest
 
-from i3d.errors import UsageError
-from i3d.records import differences, refuse_other_settings
+from i3d.errors import DatasetError, UsageError
+from i3d.records import differences, parse, refuse_other_settings
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,16 @@ def test_long_values_and_many_differences_are_cut():
         refuse_other_settings("out", lines)
     assert str(e.value).endswith("Use the same settings, or another output")
     refuse_other_settings("out", [])
+
+
+def test_a_name_of_a_file_stays_on_its_line():
+    @dataclass(frozen=True)
+    class Numbers:
+        numbers: Mapping[str, int]
+
+    with pytest.raises(DatasetError) as error:
+        parse("k", Numbers, b'{"format": "k", "numbers": {"a\\nb": null}}', "it")
+    assert str(error.value) == "it: numbers.'a\\nb' is None; expected int"
 
 
 def test_names_and_values_stay_on_their_line():

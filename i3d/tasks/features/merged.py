@@ -158,7 +158,8 @@ def _write_hdf5(
     h5py = _library("hdf5")
     about = _merged_about(folder, done, skipped)
     with h5py.File(path, "w") as file:
-        file["about"] = json.dumps(about, allow_nan=False)
+        # of fixed length: damage to where HDF5 keeps others makes its library run for ever
+        file["about"] = np.bytes_(json.dumps(about, allow_nan=False))
         videos = file.create_group("videos")
         for i in done:
             with folder.open(i) as video:
@@ -217,12 +218,12 @@ def _read_about(text: str) -> dict[str, Any]:
             else:
                 with library.File(file, "r") as stored:
                     about = stored["about"]
-                    # a text alone, and no more of it than a document may have
-                    if not isinstance(about, library.Dataset) or about.size != 1:
+                    # looked at before anything of it is read
+                    if not isinstance(about, library.Dataset) or about.shape != ():
                         raise ValueError("its about is no text")
-                    data = about[()]
-                    if not isinstance(data, bytes | str):
-                        raise ValueError("its about is no text")
+                    if about.dtype.kind != "S" or about.nbytes > files.size(text):
+                        raise ValueError(f"its about is {about.dtype}, no text of fixed length")
+                    data = bytes(about[()])
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise

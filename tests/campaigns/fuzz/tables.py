@@ -221,7 +221,7 @@ def falsify_merged(random: Random, files: Files, others: Sequence[Files]) -> Fil
             case 1:
                 stored.create_group("about")
             case _:
-                stored["about"] = dump(hostile_json(random, about))
+                stored["about"] = np.bytes_(dump(hostile_json(random, about)))
     return {name: buffer.getvalue()}
 
 

@@ -183,7 +183,7 @@ def test_merged_files_of_other_types(tmp_path, suffix, changes):
         text = json.dumps(document)
         if suffix == "h5":
             with h5py.File(path, "w") as file:
-                file["about"] = text
+                file["about"] = np.bytes_(text)
         else:
             table = pa.table({"video": ["a"]}).replace_schema_metadata({"i3d": text})
             pq.write_table(table, path)
@@ -196,7 +196,8 @@ def test_merged_files_of_other_types(tmp_path, suffix, changes):
     assert f"all.{suffix} is damaged or was edited" in message_of(error)
 
 
-@pytest.mark.parametrize("about", [1, np.zeros(3), [b"a", b"b"], "group"])
+# a text of variable length is the last: HDF5's library may read damage to one for ever
+@pytest.mark.parametrize("about", [1, np.zeros(3), [b"a", b"b"], "group", b"{}"])
 def test_an_hdf5_file_whose_about_is_no_text(tmp_path, about):
     path = tmp_path / "all.h5"
     with h5py.File(path, "w") as file:
