@@ -9,6 +9,8 @@
     logits = model(clip[None])               # (1, 400)
 
     i3d.predict("cricket.mp4", top_k=5)      # all of it in one call
+    predictor = i3d.Predictor("rgb_imagenet_kinetics400")    # the network stays loaded
+    predictor(["a.mp4", frames])             # files, arrays, or lists of them
 
 Names are imported at first use, so that ``import i3d`` is quick.
 """
@@ -19,15 +21,19 @@ from i3d.lazy import lazy_names
 from i3d.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from i3d.clips import flow_clip, rgb_clip
-    from i3d.flow import optical_flow
-    from i3d.metrics import frechet_distance
-    from i3d.models.checkpoints import load, save
-    from i3d.models.i3d import ENDPOINTS, I3D
-    from i3d.models.released import CHECKPOINTS
-    from i3d.tasks.fvd.metric import FrechetVideoDistance
-    from i3d.tasks.predict.predictor import predict
-    from i3d.video import read_video
+    from i3d.clips import flow_clip as flow_clip
+    from i3d.clips import rgb_clip as rgb_clip
+    from i3d.flow import optical_flow as optical_flow
+    from i3d.metrics import frechet_distance as frechet_distance
+    from i3d.models.checkpoints import load as load
+    from i3d.models.checkpoints import save as save
+    from i3d.models.i3d import ENDPOINTS as ENDPOINTS
+    from i3d.models.i3d import I3D as I3D
+    from i3d.models.released import CHECKPOINTS as CHECKPOINTS
+    from i3d.tasks.fvd.metric import FrechetVideoDistance as FrechetVideoDistance
+    from i3d.tasks.predict.predictor import Predictor as Predictor
+    from i3d.tasks.predict.predictor import predict as predict
+    from i3d.video import read_video as read_video
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
@@ -38,7 +44,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "models.i3d": "I3D ENDPOINTS",
         "models.checkpoints": "load save",
         "models.released": "CHECKPOINTS",
-        "tasks.predict": "predict",
+        "tasks.predict": "predict Predictor",
         "tasks.fvd": "FrechetVideoDistance",
         "metrics": "frechet_distance",
     },

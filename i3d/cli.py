@@ -124,8 +124,11 @@ def cli() -> None:
 @command(cli, PredictOptions, example="i3d predict cricket.mp4 --every 2.56")
 @click.argument("videos", nargs=-1, required=True, metavar="VIDEO...")
 def predict(options: PredictOptions, videos: tuple[str, ...]) -> int:
-    """Say what happens in each VIDEO (a path or URL)."""
-    from i3d.tasks.predict.predictor import run_predict
+    """Say what happens in each VIDEO.
+
+    A VIDEO is a file, a URL, a folder with all the videos in it, or - for standard input.
+    """
+    from i3d.tasks.predict.run import run_predict
 
     return run_predict(options, videos)
 

@@ -99,6 +99,11 @@ def show_line(line: str) -> None:
     _write(sys.stdout, f"{visible(line)}\n")
 
 
+def show_text(text: str) -> None:
+    """Print part of a result on standard output, whose line ends are its format's, such as CSV."""
+    _write(sys.stdout, shown(text))
+
+
 def _write(stream: Any, text: str) -> None:
     """Write at once; to whom nobody listens any more, such as ``| head -1``, nothing.
 
@@ -179,7 +184,10 @@ def _terminal_bar(title: str, total: float | None, unit: str) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    # What is printed on standard output goes above the bar where that is the terminal too; a file
+    # or pipe must get it itself.
+    with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(visible(title), total=total, counts="", note="")
         start = time.monotonic()
         first: list[float] = []

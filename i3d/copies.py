@@ -20,34 +20,41 @@ FREE_BYTES = 1 << 28  # that a copy leaves on the disk, for whatever else writes
 _LOOK_BYTES = 1 << 24  # how often the room is looked at
 
 
-def keep_copy(chunks: Iterable[bytes], *, total: int | None, where: str) -> IO[bytes]:
+def keep_copy(
+    chunks: Iterable[bytes],
+    *,
+    total: int | None,
+    where: str,
+    origin: str = "from a server without byte ranges",
+) -> IO[bytes]:
     """A temporary file without a name, at its start, that holds all of the chunks.
 
     Args:
         chunks: what comes.
         total: bytes that are announced; None where nobody says.
         where: the URL, for messages.
+        origin: why it must be copied, for messages.
 
     Raises:
         OSError: EFBIG, more than the limit; ENOSPC, the disk would be full.
         UsageError: the limit that the environment gives is no number.
     """
     limit = _read_limit()
-    _check(total or 0, limit, where)
+    _check(total or 0, limit, where, origin)
     file = tempfile.TemporaryFile()  # noqa: SIM115 (its reader closes it)
     try:
         size = looked = 0
         for chunk in chunks:
             size += len(chunk)
             if size > limit or size >= looked + _LOOK_BYTES:
-                _check(size, limit, where, written=size - len(chunk))
+                _check(size, limit, where, origin, written=size - len(chunk))
                 looked = size
             file.write(chunk)
         file.seek(0)
     except BaseException as error:
         with file:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise _no_room(size, where) from error
+                raise _no_room(size, where, origin) from error
             raise
     return file
 
@@ -64,23 +71,23 @@ def _read_limit() -> int:
     return int(limit * (1 << 30))
 
 
-def _check(size: int, limit: int, where: str, *, written: int = 0) -> None:
+def _check(size: int, limit: int, where: str, origin: str, *, written: int = 0) -> None:
     """Refuse a copy of this size, of which some bytes are on the disk already."""
     if size > limit:
         raise OSError(
             errno.EFBIG,
-            f"more than {limit / (1 << 30):.3g} GiB, from a server without byte ranges, which must "
+            f"more than {limit / (1 << 30):.3g} GiB, {origin}, which must "
             f"be copied; download the file, or set {LIMIT_VARIABLE}",
             where,
         )
     if shutil.disk_usage(tempfile.gettempdir()).free - (size - written) < FREE_BYTES:
-        raise _no_room(size, where)
+        raise _no_room(size, where, origin)
 
 
-def _no_room(size: int, where: str) -> OSError:
+def _no_room(size: int, where: str, origin: str) -> OSError:
     return OSError(
         errno.ENOSPC,
-        f"no room in {tempfile.gettempdir()} for a copy of {size >> 20} MiB or more, from a server "
-        "without byte ranges; set TMPDIR to a larger disk",
+        f"no room in {tempfile.gettempdir()} for a copy of {size >> 20} MiB or more, {origin}; set "
+        "TMPDIR to a larger disk",
         where,
     )

@@ -27,13 +27,18 @@ def read_cell(cell: str) -> str:
 
 
 def write_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """A table as CSV in UTF-8 with a line a row; texts go through `write_cell`, all else as `str`.
+    """A table as CSV in UTF-8 with a line a row: see `write_rows`."""
+    return write_rows(chain([header], rows))
+
+
+def write_rows(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Rows of a table, a line each; texts go through `write_cell`, all else as `str`.
 
     What UTF-8 cannot encode, a name that is none, is written as ``\\udcff``.
     """
     lines = (
         ",".join(_quote(write_cell(v) if isinstance(v, str) else str(v)) for v in row)
-        for row in chain([header], rows)
+        for row in rows
     )
     return "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
 

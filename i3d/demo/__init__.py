@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:  # the processes that render import this package, and need none of it
-    from i3d.demo.options import PER_CLASS, SEED
-    from i3d.demo.pipeline import render_videos, run_demo
-    from i3d.demo.result import Demo
+    from i3d.demo.options import PER_CLASS as PER_CLASS
+    from i3d.demo.options import SEED as SEED
+    from i3d.demo.pipeline import render_videos as render_videos
+    from i3d.demo.pipeline import run_demo as run_demo
+    from i3d.demo.result import Demo as Demo
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,

@@ -80,6 +80,11 @@ def fingerprint(weights: Weights) -> str:
     return digest.hexdigest()
 
 
+# What a folder is known by, the first that is there: save_pretrained's, and i3d train's best and
+# newest.
+FOLDER_FILES = ("model.safetensors", "best.safetensors", "last.safetensors")
+
+
 def resolve(name_or_path: files.Location, *, progress: bool = False) -> files.Location:
     """The file behind a name (downloading it if need be), or the path itself if it exists."""
     text = os.fspath(name_or_path)
@@ -103,7 +108,8 @@ def read_weights(location: files.Location, *, bn_eps: float | None = None) -> We
     Args:
         location: path or URL of a ``.safetensors``, ``.npz``, ``.pt``/``.pth``/``.bin``/``.tar``
             file, a zip of any other name (the Chainer program gave an .npz whatever name it was
-            told) or a TensorFlow checkpoint (anything else).
+            told), a folder of ``save_pretrained`` or ``i3d train`` (whose best network it is), or a
+            TensorFlow checkpoint (anything else).
         bn_eps: BatchNorm's epsilon of a PyTorch state dict, which does not carry it.
 
     Raises:
@@ -120,9 +126,8 @@ def read_weights(location: files.Location, *, bn_eps: float | None = None) -> We
 
 def _read_weights(location: files.Location, bn_eps: float | None) -> Weights:
     text = os.fspath(location)
-    pretrained = files.join(text, "model.safetensors")
-    if files.is_dir(text) and files.exists(pretrained):
-        text = pretrained  # a folder that save_pretrained wrote
+    if files.is_dir(text):
+        text = _find_in_folder(text)
     if text.endswith(".safetensors"):
         return _read_safetensors(text, bn_eps)
     if text.endswith((".pt", ".pth", ".bin", ".tar", ".pyth")):
@@ -134,6 +139,17 @@ def _read_weights(location: files.Location, bn_eps: float | None) -> Weights:
     weights = read_tensorflow(text)
     released = _find_released(text)
     return weights if released is None else weights.with_config(source=released.source)
+
+
+def _find_in_folder(folder: str) -> str:
+    """The network in a folder of ``save_pretrained`` or of ``i3d train``."""
+    inside = [files.join(folder, name) for name in FOLDER_FILES]
+    found = next((path for path in inside if files.exists(path)), None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder} is a folder without {', '.join(FOLDER_FILES)}; name a checkpoint's file"
+        )
+    return found
 
 
 def _is_zip(name: str) -> bool:

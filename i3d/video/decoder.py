@@ -255,6 +255,14 @@ class Decoder:
         self._damaged |= cut or self._missing > 0
 
 
+def _is_page(file: SourceFile) -> bool:
+    """Whether a file begins as HTML does, as what a site sends in a video's place."""
+    if not file.seekable():
+        return False
+    start = file.peek(0, 256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return start.startswith((b"<!doctype html", b"<html", b"<head", b"<!--"))
+
+
 def _open_container(file: SourceFile) -> av.container.InputContainer:
     file.rewind()
     options = {
@@ -267,6 +275,11 @@ def _open_container(file: SourceFile) -> av.container.InputContainer:
         )
     except (av.FFmpegError, OSError, ValueError) as error:
         file.check()
+        if _is_page(file):
+            raise VideoError(
+                f"{file.label} is a web page, not a video; give the address of the video's file "
+                "itself, or download it"
+            ) from error
         raise VideoError(
             f"cannot read {file.label} as a video: it is damaged, cut short (an .mp4 without "
             f"its index) or not a video ({getattr(error, 'strerror', None) or error})"

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from i3d.tasks.features.extraction import Extracted, extract
-    from i3d.tasks.features.options import FeatureOptions
+    from i3d.tasks.features.extraction import Extracted as Extracted
+    from i3d.tasks.features.extraction import extract as extract
+    from i3d.tasks.features.options import FeatureOptions as FeatureOptions
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from i3d.tasks.fvd.metric import FewVideosWarning, FrechetVideoDistance
-    from i3d.tasks.fvd.protocols import PROTOCOLS, Protocol
-    from i3d.tasks.fvd.sets import fvd, save_set
+    from i3d.tasks.fvd.metric import FewVideosWarning as FewVideosWarning
+    from i3d.tasks.fvd.metric import FrechetVideoDistance as FrechetVideoDistance
+    from i3d.tasks.fvd.protocols import PROTOCOLS as PROTOCOLS
+    from i3d.tasks.fvd.protocols import Protocol as Protocol
+    from i3d.tasks.fvd.sets import fvd as fvd
+    from i3d.tasks.fvd.sets import save_set as save_set
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,

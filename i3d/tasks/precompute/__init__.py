@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from i3d.tasks.precompute.dry_run import dry_run
-    from i3d.tasks.precompute.options import Settings, Work
-    from i3d.tasks.precompute.writing import Precomputed, precompute
+    from i3d.tasks.precompute.dry_run import dry_run as dry_run
+    from i3d.tasks.precompute.options import Settings as Settings
+    from i3d.tasks.precompute.options import Work as Work
+    from i3d.tasks.precompute.writing import Precomputed as Precomputed
+    from i3d.tasks.precompute.writing import precompute as precompute
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,

@@ -5,13 +5,17 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from i3d.tasks.predict.predictor import Predictor, predict
-    from i3d.tasks.predict.result import Prediction
+    from i3d.tasks.predict.predictor import Look as Look
+    from i3d.tasks.predict.predictor import Predictor as Predictor
+    from i3d.tasks.predict.predictor import predict as predict
+    from i3d.tasks.predict.result import Prediction as Prediction
+    from i3d.tasks.predict.result import Segment as Segment
+    from i3d.tasks.predict.result import Window as Window
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "predictor": "Predictor predict",
-        "result": "Prediction",
+        "predictor": "Look Predictor predict",
+        "result": "Prediction Segment Window",
     },
 )

@@ -23,14 +23,18 @@ class PredictOptions(PrintOptions):
     top_k: int = option(5, "How many classes to show.")
     every_seconds: float | None = option(
         None,
-        "Look along the whole video, one prediction per window of so many seconds. Default: the "
-        "first 10 s.",
+        "Look along the whole video, in windows of so many seconds, and say what happens when. "
+        "Default: the first 10 s alone.",
         flag="--every",
         metavar="SECONDS",
     )
+    mean: bool = option(
+        False, "With --every, also show the classes of the windows' mean logits.", flag="--mean"
+    )
+    as_csv: bool = option(False, "Print CSV, a row a segment, and nothing else.", flag="--csv")
     plot: str | None = option(
         None,
-        "Draw the probabilities over time (of one video; with --every, default 2.56 s).",
+        "Draw what happens when, of one video, along all of it (--every, default 2.56 s).",
         metavar="IMAGE",
     )
     device: str = option("auto", "Where to compute.", metavar="auto|cpu|cuda")

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from i3d.clips import flow_clip, loop_frames, rgb_clip
-from i3d.console import progress_bar, say, show
 from i3d.errors import (
     CheckpointError,
     I3DError,
@@ -32,7 +31,6 @@ from i3d.models.i3d import I3D
 from i3d.parallel.process import count_cores
 from i3d.parallel.world import World
 from i3d.presets import MIN_FRAMES, Preset, Stream, find_preset
-from i3d.report.plot import check_plot
 from i3d.tasks.network import (
     choose_device,
     compute,
@@ -41,16 +39,14 @@ from i3d.tasks.network import (
     load_network,
     open_network,
 )
-from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, PredictOptions
+from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS
 from i3d.tasks.predict.result import (
-    SUGGESTED_EVERY,
     ClassScore,
     Prediction,
     Window,
     top_classes,
 )
-from i3d.tasks.predict.segments import find_segments
-from i3d.tasks.predict.timeline import plot_timeline
+from i3d.tasks.predict.segments import find_cuts, find_segments
 from i3d.video import DamagedVideoWarning, FrameReader, Source, VideoReader
 
 THUMBNAIL_PIXELS = 128  # short side of the frames that are kept to be shown
@@ -182,15 +178,17 @@ class Predictor:
     def __call__(self, videos: Video, **options: Any) -> Prediction: ...
 
     @overload
-    def __call__(self, videos: Iterable[Video], **options: Any) -> list[Prediction]: ...
+    def __call__(
+        self, videos: Sequence[Video] | Iterator[Video], **options: Any
+    ) -> list[Prediction]: ...
 
     def __call__(
-        self, videos: Video | Iterable[Video], **options: Any
+        self, videos: Video | Sequence[Video] | Iterator[Video], **options: Any
     ) -> Prediction | list[Prediction]:
         """Say what happens in a video, or in each of several.
 
         Args:
-            videos: one, or an iterable of them. The first bad one raises its error; see
+            videos: one, or a list or iterator of them. The first bad one raises its error; see
                 `predict_many`.
             options: of `predict`.
         """
@@ -317,6 +315,7 @@ class Predictor:
                 end_seconds=end_seconds,
                 logits=self._logits(clips, where),
                 frame=_thumbnail(frames[len(frames) // 2]),
+                cuts=tuple((start + i) / fps for i in find_cuts(frames)),
             )
             yield Look(window, frames, flow, clips, end_seconds, _duration(reader))
 
@@ -426,51 +425,3 @@ def _windows(
             start = round(number * every_seconds * fps)
     if kept and (len(kept) >= MIN_FRAMES or number == 0):
         yield start, np.stack(kept)
-
-
-@dataclass(frozen=True)
-class _Predictions:
-    """The outcomes of all videos, for a person or a machine."""
-
-    results: list[dict[str, Any]]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"results": self.results}
-
-
-def run_predict(options: PredictOptions, videos: Sequence[str]) -> int:
-    """``i3d predict``: print a prediction for every video; 1 if any failed, else 0."""
-    every_seconds = options.every_seconds
-    if options.plot is not None:
-        if len(videos) > 1:
-            raise UsageError(f"--plot draws one video, not {len(videos)}; call it for each")
-        check_plot(options.plot)
-        every_seconds = SUGGESTED_EVERY if every_seconds is None else every_seconds
-    predictor = Predictor(
-        options.checkpoints or DEFAULT_CHECKPOINTS,
-        device=options.device,
-        runtime=options.runtime,
-        progress=True,
-    )
-    outcomes = predictor.predict_many(videos, top_k=options.top_k, every_seconds=every_seconds)
-    results: list[dict[str, Any]] = []
-    failed = 0
-    title = "predict" if len(videos) > 1 else None
-    with progress_bar(title, total=len(videos), unit="videos") as bar:
-        for done, (video, outcome) in enumerate(zip(videos, outcomes, strict=True), 1):
-            bar.update(done)
-            if isinstance(outcome, Prediction):
-                results.append(outcome.as_dict())
-                if not options.as_json:
-                    show(outcome, as_json=False)
-                if options.plot is not None:
-                    plot_timeline(outcome, options.plot)
-            else:
-                failed += 1
-                results.append({"video": video, "error": str(outcome)})
-                say(f"i3d: {outcome}")
-    if options.as_json:
-        show(_Predictions(results), as_json=True)
-    if len(videos) > 1:
-        say(f"{len(videos) - failed} of {len(videos)} videos predicted")
-    return 1 if failed else 0

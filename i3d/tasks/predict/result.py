@@ -30,12 +30,21 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a video and its logits, float32 (num_classes,), summed over the streams."""
+    """A stretch of a video, and what the networks say of it.
+
+    Attributes:
+        start_seconds: of its first frame.
+        end_seconds: of the end of its last.
+        logits: float32 (num_classes,), summed over the streams.
+        frame: uint8 (h, w, 3), RGB: the middle one, small, to show.
+        cuts: seconds within it at which the picture changes at once, to another shot.
+    """
 
     start_seconds: float
     end_seconds: float
     logits: np.ndarray
-    frame: np.ndarray  # uint8 (h, w, 3): the middle one, small, to show
+    frame: np.ndarray
+    cuts: tuple[float, ...] = ()
 
     def as_dict(self, classes: Sequence[str], top_k: int) -> dict[str, Any]:
         """As ``i3d predict --json`` prints it."""

@@ -1,0 +1,108 @@
+"""What the user names -> videos: files and URLs, folders with all in them, standard input."""
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from i3d import files
+from i3d.console import say
+from i3d.copies import keep_copy
+from i3d.data.kinetics import VIDEO_SUFFIXES
+from i3d.data.kinetics.listing import scan
+from i3d.errors import StorageError, UsageError
+
+STANDARD_INPUT = "-"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Input:
+    """A video that is to be looked at.
+
+    Attributes:
+        name: as the user named it, or as it was found.
+    """
+
+    name: str
+
+    def open(self) -> str | IO[bytes]:
+        """What a `VideoReader` takes.
+
+        Raises:
+            StorageError: what comes on standard input does not fit onto the disk.
+        """
+        return _read_standard_input() if self.name == STANDARD_INPUT else self.name
+
+
+def find_inputs(names: Sequence[str]) -> list[Input]:
+    """The videos behind the names, each folder's in the order of their paths.
+
+    Raises:
+        UsageError: a folder without videos, or standard input twice or from a terminal.
+        StorageError: a folder cannot be read.
+    """
+    if names.count(STANDARD_INPUT) > 1:
+        raise UsageError(f"{STANDARD_INPUT} is standard input, and can be read once")
+    if STANDARD_INPUT in names and sys.stdin.isatty():
+        raise UsageError(
+            f"{STANDARD_INPUT} is standard input, a terminal here; pipe a video into it: "
+            "i3d predict - < video.mp4"
+        )
+    return [found for name in names for found in _find(name)]
+
+
+def _find(name: str) -> list[Input]:
+    path = files.local_path(name)
+    is_folder = name != STANDARD_INPUT and (name.endswith("/") if path is None else path.is_dir())
+    if not is_folder:
+        return [Input(name)]
+    others = 0
+    found: list[Input] = []
+    for folder, videos, left_out in _walk(name.rstrip("/") or "/"):
+        found += [Input(files.join(folder, video)) for video in videos]
+        others += left_out
+    if not found:
+        suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in VIDEO_SUFFIXES))
+        raise UsageError(f"{name}: no videos in this folder; their suffixes are {suffixes}")
+    rest = f"; {others:,} other files are left out" if others else ""
+    say(f"{name}: {len(found):,} video{'s' if len(found) > 1 else ''}{rest}")
+    return found
+
+
+def _walk(top: str) -> Iterator[tuple[str, list[str], int]]:
+    """(folder, names of its videos, number of its other files) of a folder and all below it.
+
+    What begins with a dot is left out. A link back to a folder above is not followed.
+    """
+    above: list[tuple[str, tuple[str, ...]]] = [(top, ())]
+    while above:
+        folder, parents = above.pop()
+        real = folder if files.is_url(folder) else os.path.realpath(folder)
+        if real in parents:
+            continue
+        found = scan(folder)
+        yield folder, found.videos, len(found.others)
+        inner = [(files.join(folder, name), (*parents, real)) for name in found.folders]
+        above += reversed(inner)
+
+
+class _StandardInput(io.BufferedReader):
+    """A copy of what came, which can be read from any place."""
+
+    name = "<stdin>"
+
+
+def _read_standard_input() -> IO[bytes]:
+    def chunks() -> Iterable[bytes]:
+        return iter(lambda: sys.stdin.buffer.read(_CHUNK_BYTES), b"")
+
+    try:
+        copy = keep_copy(
+            chunks(), total=None, where=_StandardInput.name, origin="from standard input"
+        )
+    except OSError as error:
+        raise StorageError(f"{_StandardInput.name}: {error.strerror or error}") from error
+    return _StandardInput(copy.detach())  # type: ignore[attr-defined]
