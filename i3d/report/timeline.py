@@ -490,11 +490,12 @@ def _notes(
         wide = f"{seconds:.0f} s" if seconds < CLOCK_FROM else f"{seconds / 60:.0f} min"
         notes.append(f"a box is the highest probability within about {wide}")
     looked = sum(w.end_seconds - w.start_seconds for w in windows)
-    if gaps:
-        if max(box[2] for box, _ in gaps) < NOT_LOOKED_AT_PIXELS:
-            notes.append(f"gray: {NOT_LOOKED_AT}")
-    elif looked < 0.98 * end:
+    if looked > 0.98 * end:  # a rest that is too short for a window
+        return notes
+    if not gaps:
         notes.append(f"{100 * looked / end:.0f} % of the time was looked at")
+    elif max(box[2] for box, _ in gaps) < NOT_LOOKED_AT_PIXELS:
+        notes.append(f"gray: {NOT_LOOKED_AT}")
     return notes
 
 

@@ -99,11 +99,11 @@ def test_timeline_lies_where_its_windows_are(page, made):
     assert sorted(opaque)[-1] == pytest.approx(max(best), abs=0.001)
 
 
-def test_poster_is_the_first_frame_of_the_longer_video(page, made):
+def test_poster_is_the_first_frame_of_the_longer_video(page, made, place):
     found, _ = made
     video = page.one("video", id="sequence").attributes
     poster = decode_picture(video["poster"])
-    with av.open(found.folder.sequence) as container:
+    with av.open(place / found.folder.sequence) as container:
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert poster.shape == frame.shape == (int(video["height"]), int(video["width"]), 3)
     assert abs(poster.astype(int) - frame).mean() < 4  # JPEG

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from xml.etree import ElementTree
 
 import numpy as np
@@ -78,7 +79,7 @@ class Picture:
     def text(self, element):
         return "".join(t for t in (element.text, *(e.tail for e in element)) if t)
 
-    @property
+    @cached_property
     def names(self):
         """name -> middle of its row"""
         kinds = ("name", "small-name", "doubt-name")

@@ -30,7 +30,7 @@ class PredictOptions(PrintOptions):
     )
     plot: str | None = option(
         None,
-        "Draw the probabilities over time (of one video; with --every, default 2.56 s).",
+        "Draw what happens when (.png, .pdf, .svg; of one video; with --every, default 2.56 s).",
         metavar="IMAGE",
     )
     device: str = option("auto", "Where to compute.", metavar="auto|cpu|cuda")
