@@ -5,10 +5,10 @@ It plays the ``.mp4`` files beside it and holds all else itself.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from markupsafe import Markup
 
 from i3d.clips import dequantize_flow
 from i3d.data.shards import Sample, open_dataset
@@ -18,22 +18,16 @@ from i3d.demo.sequence import action_at
 from i3d.flow.color import flow_to_color
 from i3d.metrics import probabilities
 from i3d.presets import find_preset
-from i3d.report.page import Picture, embed_picture, percent, write_html
+from i3d.report.drawing import svg_text
+from i3d.report.page import Picture, embed_picture, write_html
+from i3d.report.timeline import Truth
 from i3d.tasks.evaluate.result import LABELS, Evaluation
+from i3d.video import VideoReader
 
 FLOW_PICTURES = 3  # of a video
 FLOW_QUANTILE = 0.995  # of the lengths: what is longer is darker, so that one bad pixel dims none
 WHEEL_PIXELS = 120
 JPEG_QUALITY = 88
-
-# The timeline, in the units of its SVG: thumbnails above a row for each action.
-NAMES_WIDTH = 104.0
-PLOT_WIDTH = 720.0
-THUMBNAIL_HEIGHT = 46.0
-ROW_HEIGHT = 24.0
-AXIS_HEIGHT = 34.0
-TICK_SECONDS = 2
-LEAST_SHOWN = 0.01  # probability; a cell of less is left empty
 
 
 def write_index(demo: Demo) -> None:
@@ -51,9 +45,10 @@ def write_index(demo: Demo) -> None:
         networks=demo.evaluation.predictions.about.checkpoints,
         samples=_samples(demo),
         wheel=_wheel(),
-        plot=_plot(demo),
+        windows=_windows(demo),
+        timeline=_timeline(demo),
         sequence=_address(demo, demo.folder.sequence),
-        poster=embed_picture(demo.timeline.windows[0].frame, quality=JPEG_QUALITY),
+        poster=_poster(demo.folder.sequence),
         evaluation_page=_address(demo, demo.folder.evaluation_page),
     )
 
@@ -154,103 +149,47 @@ def _wheel() -> Picture:
     return embed_picture(flow_to_color(flow), quality=JPEG_QUALITY)
 
 
-# --- timeline: a row an action, a column a window, shaded by the probability ----------------------
+# --- timeline -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Box:
-    """A rectangle of the plot."""
+class _Window:
+    """What is said of a window of the longer video, and what is done in it."""
 
-    x: float
-    y: float
-    width: float
-    height: float
-
-
-@dataclass(frozen=True)
-class _Cell(_Box):
-    """The probability of an action in a window."""
-
-    probability: float
-    best: bool
-    text: str
-
-
-@dataclass(frozen=True)
-class _Column(_Box):
-    """A window of the video: its picture, and what is said of it."""
-
-    picture: Picture
     start_seconds: float
     end_seconds: float
     truth: str
     answer: str
     probability: float
 
+    @property
+    def right(self) -> bool:
+        return self.answer == self.truth
 
-def _plot(demo: Demo) -> dict[str, Any]:
-    windows, classes = demo.timeline.windows, demo.timeline.classes
-    shares = np.stack([probabilities(window.logits) for window in windows])  # (windows, classes)
-    best = [classes[i] for i in shares.argmax(1)]
-    rows = list(dict.fromkeys([segment.action for segment in demo.truth] + best))
-    last = windows[-1].end_seconds
-    scale = PLOT_WIDTH / last
-    top = THUMBNAIL_HEIGHT + 8
 
-    columns, cells = [], []
-    for window, answer, share in zip(windows, best, shares, strict=True):
+def _windows(demo: Demo) -> list[_Window]:
+    windows = []
+    for window in demo.timeline.windows:
+        shares = probabilities(window.logits)
+        best = int(shares.argmax())
         start, end = window.start_seconds, window.end_seconds
-        x, width = NAMES_WIDTH + scale * start, scale * (end - start)
         truth = action_at(demo.truth, (start + end) / 2)
-        columns.append(
-            _Column(
-                *(x, 0.0, width, THUMBNAIL_HEIGHT),
-                picture=_middle(window.frame, width / THUMBNAIL_HEIGHT),
-                start_seconds=start,
-                end_seconds=end,
-                truth=truth,
-                answer=answer,
-                probability=float(share.max()),
-            )
-        )
-        for row, name in enumerate(rows):
-            p = float(share[classes.index(name)])
-            if p >= LEAST_SHOWN:
-                text = f"{start:.2f}\N{EN DASH}{end:.2f} s: {name}, {percent(p, 0)} %"
-                box = x, top + ROW_HEIGHT * row, width, ROW_HEIGHT
-                cells.append(_Cell(*box, probability=p, best=name == answer, text=text))
-    truths = [
-        _Box(
-            NAMES_WIDTH + scale * segment.start_seconds,
-            top + ROW_HEIGHT * rows.index(segment.action),
-            scale * (segment.end_seconds - segment.start_seconds),
-            ROW_HEIGHT,
-        )
-        for segment in demo.truth
+        answer = demo.timeline.classes[best]
+        windows.append(_Window(start, end, truth, answer, float(shares[best])))
+    return windows
+
+
+def _timeline(demo: Demo) -> Markup:
+    """The picture of what happens when, with what is done outlined."""
+    classes = demo.timeline.classes
+    truth = [
+        Truth(classes.index(part.action), part.start_seconds, part.end_seconds)
+        for part in demo.truth
     ]
-    bottom = top + ROW_HEIGHT * len(rows)
-    right = sum(column.answer == column.truth for column in columns)
-    return {
-        "columns": columns,
-        "cells": cells,
-        "truths": truths,
-        "names": [(name, top + ROW_HEIGHT * (i + 0.5)) for i, name in enumerate(rows)],
-        "lines": [top + ROW_HEIGHT * i for i in range(len(rows) + 1)],
-        "ticks": [(t, NAMES_WIDTH + scale * t) for t in range(0, int(last) + 1, TICK_SECONDS)],
-        "left": NAMES_WIDTH,
-        "right": NAMES_WIDTH + PLOT_WIDTH,
-        "bottom": bottom,
-        "width": NAMES_WIDTH + PLOT_WIDTH + 12,
-        "height": bottom + AXIS_HEIGHT,
-        "scale": scale,
-        "right_windows": right,
-    }
+    return Markup(svg_text(demo.timeline.draw_timeline(truth=truth)))
 
 
-def _middle(frame: np.ndarray, aspect: float) -> Picture:
-    """The middle of a frame, as high as it is and as wide as fits."""
-    height, width = frame.shape[:2]
-    keep = min(width, round(height * aspect))
-    left = (width - keep) // 2
-    size = round(2 * THUMBNAIL_HEIGHT * keep / height), round(2 * THUMBNAIL_HEIGHT)
-    return embed_picture(frame[:, left : left + keep], quality=JPEG_QUALITY, size=size)
+def _poster(video: Path) -> Picture:
+    """The first frame of a video."""
+    with VideoReader(video, short_side=None) as reader:
+        return embed_picture(next(iter(reader)), quality=JPEG_QUALITY)

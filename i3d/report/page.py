@@ -17,7 +17,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from i3d import files
-from i3d.errors import hide_secrets
+from i3d.errors import hide_secrets, shown
 
 SHARED = "i3d.report"  # the package of the frame and of the style sheet that all pages have
 
@@ -40,17 +40,11 @@ def write_html(
         location: path or URL of the page.
         package: dotted name of the package that has the templates.
         name: NAME of the three files.
-        filters: functions that the template knows beside ``percent``.
+        filters: functions that the template knows beside ``percent`` and ``visible``.
         values: names that the template knows.
     """
-    templates = Environment(
-        loader=ChoiceLoader([PackageLoader(package), PackageLoader(SHARED)]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"percent": percent, **filters}
+    templates = _templates(package)
+    templates.filters |= filters
     style = _read(SHARED, "page.css") + _read(package, f"{name}.css")
     script = _read(package, f"{name}.js")
     html = templates.get_template(f"{name}.html.jinja").render(
@@ -62,6 +56,27 @@ def write_html(
     )
     # `replace`: a name of a JSON file can hold half a surrogate pair, which has no UTF-8
     files.write(location, hide_secrets(html).encode("utf-8", "replace"))
+
+
+def render_fragment(package: str, name: str, /, **values: Any) -> str:
+    """Render ``templates/NAME.html.jinja`` of a package to HTML for within a page of others.
+
+    It has neither style sheet nor script. Whatever is put into it is escaped, as in `write_html`.
+    """
+    html = _templates(package).get_template(f"{name}.html.jinja").render(**values)
+    return hide_secrets(html).encode("utf-8", "replace").decode()
+
+
+def _templates(package: str) -> Environment:
+    templates = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(SHARED)]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"percent": percent, "visible": visible}
+    return templates
 
 
 def _read(package: str, name: str) -> str:
@@ -78,6 +93,12 @@ def _policy_hash(inline: str) -> str:
 def percent(share: float, digits: int = 2) -> str:
     """A share in per cent, without the sign."""
     return f"{100 * share:.{digits}f}"
+
+
+def visible(text: str, most: int = 200) -> str:
+    """The beginning of other people's text in one line, with what would steer it escaped."""
+    cut = text if len(text) <= most else f"{text[:most]}\N{HORIZONTAL ELLIPSIS}"
+    return shown(cut).replace("\n", "\\n")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ matplotlib is an extra of the package; it is imported where something is drawn.
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
@@ -16,24 +17,47 @@ DOTS_PER_INCH = 130
 
 
 def check_plot(output: files.Location, *, suffix: str = "") -> None:
-    """Refuse before the work what could not be drawn after it.
+    """Refuse before the work what could not be drawn or written after it.
 
     Args:
         output: path or URL of the plot.
-        suffix: the one that is taken, such as ``png``; "" takes all that matplotlib writes.
+        suffix: the one that is taken, such as ``png``; "" takes all that matplotlib writes, and
+            ``svg`` without it (`i3d.report.drawing`).
 
     Raises:
-        UsageError: matplotlib is not installed, or cannot write that suffix.
+        UsageError: matplotlib is not installed, or cannot write that suffix; the folder is not
+            there, or cannot be written to.
     """
+    if suffix and _suffix(output) != suffix:
+        raise UsageError(f"{output}: a plot is a .{suffix} file; end the name so")
+    if suffix or _suffix(output) != "svg":
+        _check_suffix(output)
+    path = files.local_path(output)
+    if path is None:  # a server makes folders as they are needed
+        return
+    if path.is_dir():
+        raise UsageError(f"{output}: that is a folder; name a file in it")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{output}: cannot write to the folder {path.parent} ({files.explain(error)}); "
+            "make it, or name another"
+        ) from None
+
+
+def _check_suffix(output: files.Location) -> None:
+    """Refuse what matplotlib cannot write."""
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
-        raise UsageError("a plot needs matplotlib: pip install matplotlib") from None
-    ending = _suffix(output)
+        raise UsageError(
+            f"{output}: a plot needs matplotlib: pip install matplotlib "
+            "(the .svg of a timeline does without)"
+        ) from None
     supported = FigureCanvasBase.get_supported_filetypes()
-    if suffix and ending != suffix:
-        raise UsageError(f"{output}: a plot is a .{suffix} file; end the name so")
-    if ending not in supported:
+    if _suffix(output) not in supported:
         raise UsageError(f"{output}: cannot draw that; the suffixes are {', '.join(supported)}")
 
 
@@ -46,13 +70,14 @@ def draw_plot(output: files.Location, *, inches: tuple[float, float]) -> Iterato
         inches: width and height.
 
     Raises:
-        UsageError: as `check_plot`.
+        UsageError: matplotlib is not installed, or cannot write that suffix.
     """
-    check_plot(output)
+    _check_suffix(output)
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"text.parse_math": False}):  # a class may be called $x$, or $\x$
+    # a class may be called $x$, or $\x$
+    with rc_context({"text.parse_math": False, "text.usetex": False}):
         figure = Figure(figsize=inches, layout="constrained")
         yield figure
         files.write_by(

@@ -3,6 +3,7 @@
 import re
 from urllib.parse import unquote
 
+import av
 import pytest
 from support.pages import decode_picture, inline_hash, policy
 
@@ -72,12 +73,12 @@ def test_page_shows_a_sample_of_every_action(page, made, place):
 def test_timeline_lies_where_its_windows_are(page, made):
     found, _ = made
     section = page.one(id="timeline")
-    scale = float(section.one("path", id="playhead").attributes["data-scale"])
-    (left,) = {float(p.attributes["d"][1:].split()[0]) for p in section.all("path", class_="line")}
-    names = {float(t.attributes["y"]): t.text for t in section.all("text", class_="name")}
+    svg = section.one("svg", class_="i3d-timeline")
+    left, scale = (float(svg.attributes[f"data-{name}"]) for name in ("left", "scale"))
+    names = {float(t.attributes["y"]): t.text for t in svg.one("g", class_="i3d-name").all("text")}
     rows = [names[y] for y in sorted(names)]
     assert rows[: len(SEQUENCE)] == list(SEQUENCE)
-    truths = [t.attributes for t in section.all("rect", class_="truth")]
+    truths = [t.attributes for t in svg.one("g", class_="i3d-truth").all("rect")]
     for segment, box in zip(found.truth, truths, strict=True):
         assert float(box["x"]) == pytest.approx(left + scale * segment.start_seconds, abs=0.06)
         middle = float(box["y"]) + float(box["height"]) / 2
@@ -92,9 +93,20 @@ def test_timeline_lies_where_its_windows_are(page, made):
         assert (answer, share) == (ACTIONS[shares.argmax()], f"{100 * shares.max():.1f}")
         right += truth == answer
     assert f"right in {right} of {len(table)} windows" in section.text
-    opaque = [float(g.one("rect").attributes["fill-opacity"]) for g in section.all("g")]
+    cells = svg.one("g", class_="i3d-cell").all("rect")
+    opaque = [float(cell.attributes["fill-opacity"]) for cell in cells]
     best = [probabilities(window.logits).max() for window in found.timeline.windows]
     assert sorted(opaque)[-1] == pytest.approx(max(best), abs=0.001)
+
+
+def test_poster_is_the_first_frame_of_the_longer_video(page, made, place):
+    found, _ = made
+    video = page.one("video", id="sequence").attributes
+    poster = decode_picture(video["poster"])
+    with av.open(place / found.folder.sequence) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert poster.shape == frame.shape == (int(video["height"]), int(video["width"]), 3)
+    assert abs(poster.astype(int) - frame).mean() < 4  # JPEG
 
 
 def test_page_needs_nothing_but_its_folder(page, place):

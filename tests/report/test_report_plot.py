@@ -22,17 +22,38 @@ def draw(output):
 
 @pytest.mark.parametrize("suffix", STARTS)
 def test_the_suffix_is_the_format(tmp_path, suffix):
-    target = tmp_path / "new folder" / f"plot.{suffix}"
+    target = tmp_path / f"plot.{suffix}"
     check_plot(target)
     draw(target)
     assert target.read_bytes().startswith(STARTS[suffix])
-    assert list(target.parent.iterdir()) == [target]
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_plot_may_be_a_url():
     draw("memory://plots/plot.png")
     with files.open_read("memory://plots/plot.png") as file:
         assert file.read(4) == STARTS["png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no such folder/plot.png", r"cannot write to the folder no such folder \(No such file"),
+        ("no such folder/plot.svg", "make it, or name another"),
+        ("a file/plot.png", r"cannot write to the folder a file \(Not a directory\)"),
+        ("/proc/plot.png", "cannot write to the folder /proc"),  # whoever runs it
+        ("a folder.png", "a folder.png: that is a folder; name a file in it"),
+    ],
+)
+def test_where_nothing_can_be_written_is_refused_before_the_work(
+    tmp_path, monkeypatch, name, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    (tmp_path / "a folder.png").mkdir()
+    with pytest.raises(UsageError, match=words):
+        check_plot(name)
+    assert {p.name for p in tmp_path.iterdir()} == {"a file", "a folder.png"}
 
 
 @pytest.mark.parametrize("name", ["plot.xyz", "plot", "plot.PNG.", "s3://bucket/plot.doc"])
@@ -55,6 +76,12 @@ def test_matplotlib_is_named_where_it_is_missing(tmp_path, monkeypatch):
     for refuse in (check_plot, draw):
         with pytest.raises(UsageError, match=r"a plot needs matplotlib: pip install matplotlib"):
             refuse(tmp_path / "plot.png")
+
+
+def test_a_timeline_as_svg_needs_no_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    check_plot(tmp_path / "plot.svg")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_drawing_that_fails_leaves_what_was_there(tmp_path):

@@ -1,5 +1,6 @@
 "use strict";
-// Videos play on a click, or all at once, and a line follows the longer one through its plot.
+// Videos play on a click, or all at once. A line follows the longer one through its timeline, and a
+// click there is where it goes on.
 // Without this script they have the browser's own controls.
 (() => {
   const samples = [...document.querySelectorAll(".samples video")];
@@ -33,8 +34,14 @@
   });
 
   const sequence = document.getElementById("sequence");
-  const playhead = document.getElementById("playhead");
-  const scale = Number(playhead.dataset.scale);
+  const timeline = document.querySelector(".i3d-timeline");
+  const { left, scale, bottom } = timeline.dataset;
+  const { width } = timeline.viewBox.baseVal;
+  const playhead = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  playhead.id = "playhead";
+  playhead.setAttribute("d", `M${left} 0V${bottom}`);
+  playhead.setAttribute("visibility", "hidden");
+  timeline.append(playhead);
   const move = () => {
     playhead.setAttribute("transform", `translate(${scale * sequence.currentTime} 0)`);
     playhead.setAttribute("visibility", "visible");
@@ -42,4 +49,10 @@
   };
   sequence.addEventListener("play", move);
   sequence.addEventListener("seeked", move);
+  timeline.classList.add("seekable");
+  timeline.addEventListener("click", (event) => {
+    const box = timeline.getBoundingClientRect();
+    const x = ((event.clientX - box.left) / box.width) * width;
+    if (x >= left) sequence.currentTime = (x - left) / scale;
+  });
 })();

@@ -34,7 +34,7 @@ class PredictOptions(PrintOptions):
     as_csv: bool = option(False, "Print CSV, a row a segment, and nothing else.", flag="--csv")
     plot: str | None = option(
         None,
-        "Draw what happens when, of one video, along all of it (--every, default 2.56 s).",
+        "Draw what happens when (.png, .pdf, .svg), in one video; --every is 2.56 s if not given.",
         metavar="IMAGE",
     )
     device: str = option("auto", "Where to compute.", metavar="auto|cpu|cuda")

@@ -2,11 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 
+from i3d.errors import UsageError, shown
 from i3d.metrics import probabilities
+from i3d.report.drawing import Drawing, svg_text
+from i3d.report.page import Picture, embed_picture, render_fragment
+from i3d.report.timeline import Truth, lay_out_timeline
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -144,6 +153,71 @@ class Prediction:
             result["windows"] = [w.as_dict(self.classes, self.top_k) for w in self.windows]
         return result
 
+    def draw_timeline(self, *, truth: Sequence[Truth] = (), header: bool = False) -> Drawing:
+        """What happens when, as a picture: `i3d.report.drawing` makes SVG and files of it.
+
+        Args:
+            truth: what does happen, to be outlined.
+            header: whether the video's name and what was looked at stand above it.
+        """
+        along = self.every_seconds is not None and self.damage is None
+        return lay_out_timeline(
+            self.windows,
+            probabilities(np.stack([window.logits for window in self.windows])),
+            self.classes,
+            self.segments,
+            end_seconds=(self.duration or 0.0) if along else 0.0,
+            truth=truth,
+            title=PurePath(shown(self.video)).name if header else "",
+            caption=self._looked_at if self.damage is None else f"{self._looked_at}, damaged",
+        )
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The segments as a table of pandas.
+
+        Returns:
+            A row a segment, with the columns ``video``, ``start_seconds``, ``end_seconds``,
+            ``class``, ``index`` and ``probability``; the last three are missing (``pandas.NA``)
+            where the networks are not sure.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UsageError("to_pandas needs pandas: pip install pandas") from None
+        types = {
+            "video": "string",
+            "start_seconds": "float64",
+            "end_seconds": "float64",
+            "class": "string",
+            "index": "Int64",
+            "probability": "Float64",
+        }
+        rows = [{"video": self.video, **segment.as_dict()} for segment in self.segments]
+        return pandas.DataFrame(rows, columns=list(types)).astype(types)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the segments and the timeline, or the classes of the one clip."""
+        along = self.every_seconds is not None
+        return render_fragment(
+            "i3d.tasks.predict",
+            "prediction",
+            prediction=self,
+            looked_at=self._looked_at,
+            rows=[(s, self._picture_at(s)) for s in self.segments[:MAX_HTML_ROWS]] if along else (),
+            picture=embed_thumbnail(self.windows[0].frame),
+            timeline=Markup(svg_text(self.draw_timeline())) if along else "",
+            scores=self.predictions[:MAX_HTML_ROWS],
+        )
+
+    def _picture_at(self, segment: Segment) -> Picture:
+        """The frame nearest to the middle of a segment."""
+        middle = segment.start_seconds + segment.end_seconds
+        window = min(self.windows, key=lambda w: abs(w.start_seconds + w.end_seconds - middle))
+        return embed_thumbnail(window.frame)
+
     @property
     def _looked_at(self) -> str:
         """What was looked at, in words."""
@@ -175,6 +249,17 @@ class Prediction:
 
 # 64 frames at 25 fps: the snippets that the networks were trained on (the I3D paper, section 3).
 SUGGESTED_EVERY = 2.56
+
+
+MAX_HTML_ROWS = 50  # of a notebook's table
+HTML_THUMBNAIL_HEIGHT = 80  # pixels; shown at half of it, for screens of fine pixels
+
+
+def embed_thumbnail(frame: np.ndarray) -> Picture:
+    """A frame, uint8 (H, W, 3), for a row of a table; at most four times as wide as high."""
+    height, width = frame.shape[:2]
+    wide = min(4 * HTML_THUMBNAIL_HEIGHT, max(1, round(HTML_THUMBNAIL_HEIGHT * width / height)))
+    return embed_picture(frame, quality=80, size=(wide, HTML_THUMBNAIL_HEIGHT))
 
 
 def top_classes(

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import av
 import cv2
@@ -212,6 +213,7 @@ def test_one_bad_video_does_not_stop_the_rest(networks, video, tmp_path, capsys)
         (["--no-such-option"], "no-such-option"),
         (["--top-k", "many"], "top-k"),
         (["--checkpoint", "RGB", "--plot", "x.xyz"], ".xyz|suffixes"),
+        (["--checkpoint", "none.ckpt", "--plot", "no folder/x.svg"], "to the folder no folder"),
     ],
 )
 def test_mistakes_in_the_call_exit_with_2(networks, video, capsys, arguments, words):
@@ -222,17 +224,25 @@ def test_mistakes_in_the_call_exit_with_2(networks, video, capsys, arguments, wo
     assert "Traceback" not in err
 
 
-def test_plot_is_a_picture_of_the_timeline(networks, video, tmp_path, capsys):
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_plot_is_a_picture_of_the_timeline(networks, video, tmp_path, capsys, suffix):
     pytest.importorskip("matplotlib")
-    target = tmp_path / "plot.png"
+    target = tmp_path / f"plot.{suffix}"
     code, _, _ = run(
         capsys, video, "--checkpoint", networks["rgb"], "--every", 0.6, "--plot", target
     )
     assert code == 0
-    picture = cv2.imread(str(target))
-    assert picture.shape[1] > 1000
-    assert picture.std() > 10  # not blank
-    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["plot.png"]
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [target.name]
+    if suffix == "png":
+        picture = cv2.imread(str(target))
+        assert picture.shape[1] > 1000
+        assert picture.std() > 10  # not blank
+    elif suffix == "svg":
+        root = ElementTree.parse(target).getroot()
+        texts = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert "noise.mp4" in texts and "1.6 s, 3 windows" in texts
+    else:
+        assert target.read_bytes().startswith(b"%PDF")
 
 
 def test_python_m_i3d_is_the_command():
