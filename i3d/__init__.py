@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from i3d.models.i3d import ENDPOINTS, I3D
     from i3d.models.released import CHECKPOINTS
     from i3d.tasks.fvd.metric import FrechetVideoDistance
+    from i3d.tasks.predict.activation import activation_map
     from i3d.tasks.predict.predictor import predict
     from i3d.video import read_video
 
@@ -38,7 +39,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "models.i3d": "I3D ENDPOINTS",
         "models.checkpoints": "load save",
         "models.released": "CHECKPOINTS",
-        "tasks.predict": "predict",
+        "tasks.predict": "predict activation_map",
         "tasks.fvd": "FrechetVideoDistance",
         "metrics": "frechet_distance",
     },

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from i3d.tasks.predict.activation import activation_map, upsample_map
+    from i3d.tasks.predict.map_video import MapVideo
     from i3d.tasks.predict.predictor import Predictor, predict
     from i3d.tasks.predict.result import Prediction
 
@@ -13,5 +15,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "predictor": "Predictor predict",
         "result": "Prediction",
+        "activation": "activation_map upsample_map",
+        "map_video": "MapVideo",
     },
 )

@@ -33,6 +33,11 @@ class PredictOptions(PrintOptions):
         "Draw the probabilities over time (of one video; with --every, default 2.56 s).",
         metavar="IMAGE",
     )
+    map: str | None = option(
+        None,
+        "Write the video with the places that speak for its class (of one video).",
+        metavar="VIDEO.mp4",
+    )
     device: str = option("auto", "Where to compute.", metavar="auto|cpu|cuda")
     runtime: Literal["torch", "onnx", "openvino"] | None = option(
         None,

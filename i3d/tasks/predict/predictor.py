@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast, overload
 
@@ -41,10 +42,12 @@ from i3d.tasks.network import (
     load_network,
     open_network,
 )
+from i3d.tasks.predict.map_video import MapVideo, check_map
 from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, PredictOptions
 from i3d.tasks.predict.result import (
     SUGGESTED_EVERY,
     ClassScore,
+    Look,
     Prediction,
     Window,
     top_classes,
@@ -99,27 +102,6 @@ def predict(
     return Predictor(checkpoints, device=device, runtime=runtime).predict(
         video, top_k=top_k, every_seconds=every_seconds, mean=mean, fps=fps
     )
-
-
-@dataclass(frozen=True)
-class Look:
-    """A window, and what the networks saw of it.
-
-    Attributes:
-        window: when it is, and its logits.
-        frames: uint8 (T, H, W, 3), RGB, of which the networks see the middle.
-        flow: float32 (T - 1, H, W, 2), pixels; None without a flow network.
-        clips: what each stream's network was given, float32 (C, T', 224, 224): looped.
-        seconds: how far the video has been read.
-        duration: seconds of the whole video, as far as is known.
-    """
-
-    window: Window
-    frames: np.ndarray
-    flow: np.ndarray | None
-    clips: Mapping[Stream, torch.Tensor]
-    seconds: float
-    duration: float | None
 
 
 class Predictor:
@@ -452,11 +434,20 @@ def run_predict(options: PredictOptions, videos: Sequence[str]) -> int:
         runtime=options.runtime,
         progress=True,
     )
-    outcomes = predictor.predict_many(videos, top_k=options.top_k, every_seconds=every_seconds)
+    map_video = None
+    if options.map is not None:
+        check_map(options.map, predictor, videos)
+        map_video = MapVideo(options.map, predictor)
+    outcomes = predictor.predict_many(
+        videos,
+        top_k=options.top_k,
+        every_seconds=every_seconds,
+        watch=None if map_video is None else map_video.add,
+    )
     results: list[dict[str, Any]] = []
     failed = 0
     title = "predict" if len(videos) > 1 else None
-    with progress_bar(title, total=len(videos), unit="videos") as bar:
+    with map_video or nullcontext(), progress_bar(title, total=len(videos), unit="videos") as bar:
         for done, (video, outcome) in enumerate(zip(videos, outcomes, strict=True), 1):
             bar.update(done)
             if isinstance(outcome, Prediction):
@@ -466,6 +457,8 @@ def run_predict(options: PredictOptions, videos: Sequence[str]) -> int:
                 if options.plot is not None:
                     plot_timeline(outcome, options.plot)
             else:
+                if map_video is not None:
+                    map_video.discard()
                 failed += 1
                 results.append({"video": video, "error": str(outcome)})
                 say(f"i3d: {outcome}")
