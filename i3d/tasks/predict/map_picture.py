@@ -9,6 +9,8 @@
   3.52 s      evidence ░▒▓
 """
 
+import re
+import unicodedata
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -204,8 +206,9 @@ def _draw_legend(canvas: np.ndarray, *, right: int, base: int) -> int:
 
 # --- letters --------------------------------------------------------------------------------------
 # OpenCV 5 has fonts of its own, with the letters of European, Hebrew, Arabic, Chinese, Japanese and
-# Korean scripts, and writes from the right to the left what is read so. What they lack it would
-# write as question marks; here that is written as Python escapes it.
+# Korean scripts. What they lack it would write as question marks; here that is written as Python
+# escapes it. It writes all from left to right, so words of the other direction are turned first; it
+# joins no letters, so Arabic ones stand alone.
 
 
 @cache
@@ -254,7 +257,7 @@ def fit_text(text: str, pixels: int, room: int) -> str:
         for character in visible(text[:_MAX_CHARACTERS])
     )
     if len(text) <= _MAX_CHARACTERS and measure_text(line, pixels) <= room:
-        return line
+        return _in_sight_order(line)
     fits, too_long = 0, len(line) + 1  # characters before the dots
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
@@ -262,7 +265,25 @@ def fit_text(text: str, pixels: int, room: int) -> str:
             fits = middle
         else:
             too_long = middle
-    return f"{line[:fits].rstrip()}…" if fits else ""
+    return _in_sight_order(f"{line[:fits].rstrip()}…") if fits else ""
+
+
+def _in_sight_order(line: str) -> str:
+    """A line in the order of its letters from the left, as a line of Latin script quotes others."""
+    kinds = "".join(_DIRECTION.get(unicodedata.bidirectional(c), "-") for c in line)
+    parts, end = [], 0
+    for run in _FROM_THE_RIGHT.finditer(kinds):
+        letters = _LETTER.finditer(kinds, *run.span())
+        turned = [line[slice(*letter.span())] for letter in letters][::-1]
+        parts += [line[end : run.start()], *turned]
+        end = run.end()
+    return "".join([*parts, line[end:]])
+
+
+# Unicode's classes: letters read from the right, from the left, digits, and marks on letters.
+_DIRECTION = {"R": "R", "AL": "R", "L": "L", "EN": "N", "AN": "N", "NSM": "M"}
+_FROM_THE_RIGHT = re.compile(r"R(?:[^L]*[RM])?")  # with what stands between such letters
+_LETTER = re.compile(r"N+|[^M]M*")  # numbers are read from the left everywhere
 
 
 @lru_cache(maxsize=4096)

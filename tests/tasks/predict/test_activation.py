@@ -236,9 +236,7 @@ def test_upsampled_map_is_linear_between_the_centres(frames, size):
 
 
 def test_a_map_of_another_clip_is_not_laid_over():
-    with pytest.raises(
-        UsageError, match=r"map_ has shape \(3, 7, 7\); of a clip of 64 .*\(7, 7, 7"
-    ):
+    with pytest.raises(UsageError, match=r"map_ has shape \(3, 7, 7\); of a clip of 64"):
         upsample_map(torch.zeros(3, 7, 7), 64, 224)
     with pytest.raises(UsageError, match="frames=8"):
         upsample_map(torch.zeros(1, 7, 7), 8, 224)
