@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from i3d.models.i3d import I3D as I3D
     from i3d.models.released import CHECKPOINTS as CHECKPOINTS
     from i3d.tasks.fvd.metric import FrechetVideoDistance as FrechetVideoDistance
+    from i3d.tasks.predict.activation import activation_map as activation_map
     from i3d.tasks.predict.predictor import Predictor as Predictor
     from i3d.tasks.predict.predictor import predict as predict
     from i3d.video import read_video as read_video
@@ -44,7 +45,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "models.i3d": "I3D ENDPOINTS",
         "models.checkpoints": "load save",
         "models.released": "CHECKPOINTS",
-        "tasks.predict": "predict Predictor",
+        "tasks.predict": "predict Predictor activation_map",
         "tasks.fvd": "FrechetVideoDistance",
         "metrics": "frechet_distance",
     },

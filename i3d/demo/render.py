@@ -11,10 +11,8 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 
@@ -23,6 +21,7 @@ from i3d.demo.actions import ACTIONS, ALL_ACTIONS, JOINT, SIDES, check_action, p
 from i3d.demo.scene import FPS, Scene, draw_scene
 from i3d.errors import I3DError, UsageError
 from i3d.parallel.pool import Died, Failed, Result, WorkerPool
+from i3d.video.writer import Mp4Writer
 
 AHEAD = 3  # videos begun per worker beyond the one that is written next
 
@@ -246,23 +245,10 @@ def encode_mp4(frames: np.ndarray, *, fps: int = FPS) -> bytes:
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise UsageError(f"frames must be uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        height, width = frames.shape[1:3]
-        raise UsageError(f"frames of {width}x{height} pixels: H.264 takes even sizes; crop a row")
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        # The bytes would depend on the number of threads and, with x264's macroblock tree, on what
-        # was in memory before.
-        options = {"crf": "20", "preset": "veryfast", "mbtree": "0"}
-        stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.thread_count = 1
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for i, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = i, Fraction(1, fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    with Mp4Writer(file, width=frames.shape[2], height=frames.shape[1], fps=fps) as video:
+        for picture in frames:
+            video.write(picture)
     return file.getvalue()
 
 

@@ -37,6 +37,11 @@ class PredictOptions(PrintOptions):
         "Draw what happens when (.png, .pdf, .svg), in one video; --every is 2.56 s if not given.",
         metavar="IMAGE",
     )
+    map: str | None = option(
+        None,
+        "Write the video with the places that speak for its class (of one video).",
+        metavar="VIDEO.mp4",
+    )
     device: str = option("auto", "Where to compute.", metavar="auto|cpu|cuda")
     runtime: Literal["torch", "onnx", "openvino"] | None = option(
         None,

@@ -9,7 +9,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast, overload
 
 import cv2
@@ -42,6 +41,7 @@ from i3d.tasks.network import (
 from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS
 from i3d.tasks.predict.result import (
     ClassScore,
+    Look,
     Prediction,
     Window,
     top_classes,
@@ -95,27 +95,6 @@ def predict(
     return Predictor(checkpoints, device=device, runtime=runtime).predict(
         video, top_k=top_k, every_seconds=every_seconds, mean=mean, fps=fps
     )
-
-
-@dataclass(frozen=True)
-class Look:
-    """A window, and what the networks saw of it.
-
-    Attributes:
-        window: when it is, and its logits.
-        frames: uint8 (T, H, W, 3), RGB, of which the networks see the middle.
-        flow: float32 (T - 1, H, W, 2), pixels; None without a flow network.
-        clips: what each stream's network was given, float32 (C, T', 224, 224): looped.
-        seconds: how far the video has been read.
-        duration: seconds of the whole video, as far as is known.
-    """
-
-    window: Window
-    frames: np.ndarray
-    flow: np.ndarray | None
-    clips: Mapping[Stream, torch.Tensor]
-    seconds: float
-    duration: float | None
 
 
 class Predictor:
@@ -302,10 +281,9 @@ class Predictor:
         self, reader: VideoReader | FrameReader, every_seconds: float | None
     ) -> Iterator[Look]:
         """Every window of a video, as soon as its frames are there."""
-        fps, clip_frames = self.preset.fps, self.preset.clip_frames
-        if every_seconds is not None:
-            clip_frames = min(clip_frames, round(every_seconds * fps))
-        for start, frames in _windows(reader, clip_frames, every_seconds, fps):
+        fps = self.preset.fps
+        windows = _windows(reader, self.preset.clip_frames, every_seconds, fps)
+        for start, frames, clip_frames in windows:
             where = reader.name if every_seconds is None else f"{reader.name}, {start / fps:g} s"
             flow = self._flow(frames, where)
             clips = self._clips(frames, flow, clip_frames)
@@ -404,24 +382,33 @@ def _choose_flow_device(device: str) -> str:
 
 
 def _windows(
-    frames: Iterable[np.ndarray], window_frames: int, every_seconds: float | None, fps: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Cut a stream of frames into windows (first frame's number, frames uint8 (T, H, W, 3)).
+    frames: Iterable[np.ndarray], most: int, every_seconds: float | None, fps: int
+) -> Iterator[tuple[int, np.ndarray, int]]:
+    """Cut a stream of frames into windows.
 
-    Window k begins at frame round(k * every * fps) and holds window_frames frames. Only one is in
-    memory. The last may be shorter; a rest under MIN_FRAMES is left out, unless it is all there is.
+    Window k begins at frame round(k * every * fps) and reaches to the next one, or holds ``most``
+    frames. Only one is in memory. The last may be shorter; a rest under MIN_FRAMES is left out,
+    unless it is all there is.
+
+    Returns:
+        Of each window its first frame's number, its frames uint8 (T, H, W, 3), and how many it has
+        where the video does not end before.
     """
-    number, start = 0, 0
+
+    def begin(number: int) -> int:
+        return most * number if every_seconds is None else round(number * every_seconds * fps)
+
+    number, start, length = 0, 0, min(most, begin(1))
     kept: list[np.ndarray] = []
     for i, frame in enumerate(frames):
         if i >= start:
             kept.append(frame)
-        if len(kept) == window_frames:
-            yield start, np.stack(kept)
-            kept = []
+        if len(kept) == length:
+            yield start, np.stack(kept), length
             if every_seconds is None:
                 return
             number += 1
-            start = round(number * every_seconds * fps)
+            kept, start = [], begin(number)
+            length = min(most, begin(number + 1) - start)
     if kept and (len(kept) >= MIN_FRAMES or number == 0):
-        yield start, np.stack(kept)
+        yield start, np.stack(kept), length

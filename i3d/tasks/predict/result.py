@@ -1,15 +1,17 @@
 """A prediction: the most probable classes of a video, of its windows, and its segments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from markupsafe import Markup
 
 from i3d.errors import UsageError, shown
 from i3d.metrics import probabilities
+from i3d.presets import Stream
 from i3d.report.drawing import Drawing, svg_text
 from i3d.report.page import Picture, embed_picture, render_fragment
 from i3d.report.timeline import Truth, lay_out_timeline
@@ -63,6 +65,27 @@ class Window:
             "end_seconds": self.end_seconds,
             "predictions": [score.as_dict() for score in scores],
         }
+
+
+@dataclass(frozen=True)
+class Look:
+    """A window, and what the networks saw of it.
+
+    Attributes:
+        window: when it is, and its logits.
+        frames: uint8 (T, H, W, 3), RGB, of which the networks see the middle.
+        flow: float32 (T - 1, H, W, 2), pixels; None without a flow network.
+        clips: what each stream's network was given, float32 (C, T', 224, 224): looped.
+        seconds: how far the video has been read.
+        duration: seconds of the whole video, as far as is known.
+    """
+
+    window: Window
+    frames: np.ndarray
+    flow: np.ndarray | None
+    clips: Mapping[Stream, torch.Tensor]
+    seconds: float
+    duration: float | None
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from i3d.errors import I3DError, UsageError
 from i3d.report.plot import check_plot
 from i3d.spreadsheet import write_rows
 from i3d.tasks.predict.inputs import Input, find_inputs
+from i3d.tasks.predict.map_video import MapVideo, check_map
 from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, PredictOptions
-from i3d.tasks.predict.predictor import Look, Predictor
-from i3d.tasks.predict.result import SUGGESTED_EVERY, Prediction, top_classes
+from i3d.tasks.predict.predictor import Predictor
+from i3d.tasks.predict.result import SUGGESTED_EVERY, Look, Prediction, top_classes
 from i3d.tasks.predict.timeline import plot_timeline
 
 CSV_COLUMNS = ("video", "start_seconds", "end_seconds", "class", "index", "probability", "error")
@@ -46,35 +47,42 @@ def run_predict(options: PredictOptions, names: Sequence[str]) -> int:
         runtime=options.runtime,
         progress=True,
     )
-    along = every_seconds is not None
+    watchers: list[Callable[[Look], None]] = []
     with ExitStack() as stack:
+        map_video = None
+        if options.map is not None:
+            check_map(options.map, predictor, [given.name for given in inputs])
+            map_video = stack.enter_context(MapVideo(options.map, predictor))
+            watchers.append(map_video.add)
         printer = _Printer(options)
         if len(inputs) > 1:
             bar = stack.enter_context(progress_bar("predict", total=len(inputs), unit="videos"))
-            watch = None
-        else:
-            bar = stack.enter_context(progress_bar("predict" if along else None, unit="s"))
-            watch = _tell_windows(bar, predictor) if along else None
+        elif every_seconds is not None:
+            bar = stack.enter_context(progress_bar("predict", unit="s"))
+            watchers.append(_tell_windows(bar, predictor))
         outcomes = _predict_each(
             predictor,
             inputs,
             top_k=options.top_k,
             every_seconds=every_seconds,
             mean=options.mean,
-            watch=watch,
+            watch=lambda look: [watch(look) for watch in watchers],
         )
         for done, (name, outcome) in enumerate(outcomes, 1):
             if len(inputs) > 1:
                 bar.update(done)
             printer.add(name, outcome)
-            if isinstance(outcome, Prediction):
-                if outcome.still:
-                    say(
-                        f"warning: {name}: a still picture; the networks were trained on what moves"
-                    )
-                if options.plot is not None:
-                    plot_timeline(outcome, options.plot)
-                    say_written(options.plot)
+            if not isinstance(outcome, Prediction):
+                if map_video is not None:
+                    map_video.discard()
+                continue
+            if outcome.still:
+                say(f"warning: {name}: a still picture; the networks were trained on what moves")
+            if options.plot is not None:
+                plot_timeline(outcome, options.plot)
+                say_written(options.plot)
+    if not printer.failed:
+        say_written(options.map)
     printer.finish()
     if len(inputs) > 1:
         say(f"{len(inputs) - printer.failed} of {len(inputs)} videos predicted")

@@ -54,6 +54,26 @@ class _Part:
     window: Window
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a window is called: its most probable class, of that probability in 0..1."""
+
+    index: int
+    probability: float
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether that is the answer; else it is that the window is uncertain."""
+        return self.probability >= SURE
+
+
+def find_answer(logits: np.ndarray) -> Answer:
+    """The answer of a window's logits (num_classes,)."""
+    shares = probabilities(logits)
+    best = int(shares.argmax())
+    return Answer(best, float(shares[best]))
+
+
 def find_segments(windows: Sequence[Window], classes: Sequence[str]) -> tuple[Segment, ...]:
     """Merge neighbours of one answer.
 
@@ -68,7 +88,8 @@ def find_segments(windows: Sequence[Window], classes: Sequence[str]) -> tuple[Se
     """
     groups: list[tuple[int | None, list[_Part]]] = []
     for part in _divide(windows):
-        answer = answer_of(part.window)
+        found = find_answer(part.window.logits)
+        answer = found.index if found.is_sure else None
         before = groups[-1] if groups else None
         adjoins = before is not None and part.start_seconds <= before[1][-1].end_seconds
         if before is not None and adjoins and before[0] == answer:
@@ -76,13 +97,6 @@ def find_segments(windows: Sequence[Window], classes: Sequence[str]) -> tuple[Se
         else:
             groups.append((answer, [part]))
     return tuple(_segment(answer, parts, classes) for answer, parts in groups)
-
-
-def answer_of(window: Window) -> int | None:
-    """The class that a window is called by itself; None where it is uncertain."""
-    shares = probabilities(window.logits)
-    best = int(shares.argmax())
-    return best if shares[best] >= SURE else None
 
 
 def _divide(windows: Sequence[Window]) -> Iterator[_Part]:

@@ -1,19 +1,8 @@
-"""Small networks and videos for the tests of predictions."""
+"""Small videos for the tests of predictions."""
 
 import cv2
 import pytest
-from support import bundles
 from support.videos import noise_images, write_video
-
-CLASSES = [f"action {i}" for i in range(7)]
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory):
-    """Two small checkpoints: {"rgb": path, "flow": path}."""
-    folder = tmp_path_factory.mktemp("networks")
-    paths = bundles.save_pair(folder, num_classes=None, classes=CLASSES)
-    return {stream: str(path) for stream, path in paths.items()}
 
 
 @pytest.fixture(scope="module")

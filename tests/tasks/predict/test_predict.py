@@ -80,7 +80,7 @@ def test_two_streams_are_the_sum_of_logits(networks, short_video):
     # Ours and OpenCV's flow differ by hundredths of a pixel, which moves the sum this little.
     spread = float(np.abs(flow - flow.mean()).max())
     np.testing.assert_allclose(logits_of(both), rgb + flow, atol=0.02 * spread)
-    assert both.as_dict()["checkpoints"] == [networks["rgb"], networks["flow"]]
+    assert both.as_dict()["checkpoints"] == [str(networks["rgb"]), str(networks["flow"])]
 
 
 def test_a_long_video_is_looked_at_for_ten_seconds(networks, tmp_path):
@@ -109,6 +109,16 @@ def test_a_short_rest_is_no_window_of_its_own(networks, video):
     # 40 frames in windows of 35: the rest of 5 is under the network's minimum of 9
     prediction = i3d.predict(video, checkpoints=[networks["rgb"]], every_seconds=1.4)
     assert [(w.start_seconds, w.end_seconds) for w in prediction.windows] == [(0, 1.4)]
+
+
+def test_windows_adjoin_where_their_length_is_no_whole_number_of_frames(networks, video):
+    """0.5 s are 12.5 frames: 12 and 13 by turns, and none is left out or looped."""
+    windows = i3d.predict(video, networks["rgb"], every_seconds=0.5).windows
+    spans = [(round(25 * w.start_seconds), round(25 * w.end_seconds)) for w in windows]
+    assert spans == [(0, 12), (12, 25), (25, 38)]  # halves to even; the rest is under 9 frames
+    frames = decoded(video)[12:25, 16:240, 58:282].astype(np.float32) / 127.5 - 1
+    expected = network_logits(networks["rgb"], frames)
+    np.testing.assert_allclose(windows[1].logits, expected, atol=1e-4)
 
 
 def test_windows_farther_apart_than_ten_seconds(networks, tmp_path):
