@@ -201,10 +201,10 @@ def limit_memory(pid: int, more: int) -> None:
 
 
 def fail_requests(trial: Trial) -> None:
-    """One request in ten to the server of the inputs fails."""
+    """One request in ten to the server of the inputs fails, and is made again."""
     server = trial.server
     with server.failing(trial.rng.getrandbits(32)):
-        trial.finish(trial.start(), "a server that fails", codes=FAILED)
+        trial.finish(trial.start(), "a server that fails", codes=[0])
     trial.done[-1] += f" ({server.failed} of {server.requests} requests failed)"
 
 
