@@ -9,7 +9,7 @@ __all__ = ["exported", "networks"]
 
 @pytest.fixture(autouse=True)
 def threads_stay():
-    """A job of several processes takes its share of the cores, which changes later tests' digits."""
+    """A job of several processes takes its share of them, which changes other jobs' digits."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
