@@ -63,6 +63,17 @@ def test_a_killed_worker_ends_the_job_and_leaves_no_socket(tmp_path):
     assert left == []
 
 
+def test_of_a_killed_job_nothing_is_said():
+    """Python's resource tracker would warn of semaphores, which it gives back."""
+    script = SCRIPT.format(prepare="pass", count=1).replace(
+        "print(", "os.kill(os.getpid(), 9) or ("
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import os\n{script}", str(TESTS)], capture_output=True, timeout=100
+    )
+    assert (done.returncode, done.stderr) == (-9, b"")
+
+
 def has_no_memory(i):
     raise MemoryError("Unable to allocate 9 GiB")
 
