@@ -554,7 +554,8 @@ main(sys.argv[1:])
 )
 def test_killed_and_run_again(videos, checkpoints, tmp_path, output, sent, run):
     whole, folder, marker = tmp_path / "whole", tmp_path / "killed", tmp_path / "marker"
-    assert run(*command(videos, whole / output, checkpoints))[0] == 0
+    code, _, error = run(*command(videos, whole / output, checkpoints))
+    assert code == 0, error
     arguments = command(videos, folder / output, checkpoints)
     script = STUCK.format(marker=str(marker))
     process = subprocess.Popen(
