@@ -1,7 +1,7 @@
 """The command: ``i3d``, and ``python -m i3d``.
 
 Nothing is imported here before Ctrl-C and SIGTERM are looked after: Python would print a traceback
-of whatever import it is in.
+of whatever import it is in. Nor does it end before they are ignored.
 """
 
 import os
@@ -17,7 +17,11 @@ def main() -> None:
 
     for number, handler in before.items():
         signal.signal(number, handler)
-    cli.main()
+    try:
+        cli.main()
+    finally:  # all is done but for Python's own end, of whose interruption it prints a traceback
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _end(number: int, _: FrameType | None) -> None:

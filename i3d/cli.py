@@ -19,6 +19,7 @@ from tempfile import gettempdir
 
 import click
 
+from i3d import files
 from i3d.command import CONTEXT, Stopped, command
 from i3d.console import say, visible
 from i3d.data.videos import VideoSet
@@ -76,13 +77,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-_NO_ROOM = {
-    errno.ENOSPC: "free some room there, or name another place",
-    errno.EDQUOT: "free some room there, or name another place",
-    errno.EFBIG: "the shell's ulimit -f, or the file system, allows no larger file",
-}
-
-
 def _message(error: BaseException) -> str:
     """One line; of errors that do not say so themselves with the file and the remedy."""
     if isinstance(error, I3DError):
@@ -92,7 +86,11 @@ def _message(error: BaseException) -> str:
         return f"{text}; use fewer --workers or a smaller --batch-size, or a machine with more"
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error) or type(error).__name__
-    remedy = f"; {_NO_ROOM[error.errno]}" if error.errno in _NO_ROOM else ""
+    remedy = ""
+    if error.errno == errno.EFBIG:
+        remedy = "; raise the shell's ulimit -f, or name a disk for larger files, and run again"
+    elif error.errno in files.NO_ROOM:
+        remedy = "; free some room there and run again, or name another place"
     if error.filename:
         return f"{_path(error.filename)}: {error.strerror}{remedy}"
     # a file without a name: all others are known when they are written (`files.atomic_path`)

@@ -119,6 +119,10 @@ def _write(stream: Any, text: str) -> None:
     except UnicodeEncodeError:  # a terminal that is not UTF-8's
         encoding = stream.encoding or "ascii"
         _write(stream, text.encode(encoding, "backslashreplace").decode(encoding))
+    except OSError:  # it is a file, on a full disk
+        if stream is not sys.stderr:  # where only what is said is lost
+            with files.naming("standard output"):
+                raise
 
 
 def choose_teller(progress: bool, *, first: bool) -> Callable[[str], None] | None:

@@ -42,6 +42,7 @@ _SPECIAL = {
 _OF_THE_FILE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _OF_THE_NAME = frozenset({errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG})
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # on the disk, or by a limit
 _ABSENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP}
 _TOGETHER = 256  # files that a thread asks for at a time
 WRITES = 5  # of a file whose temporary name others remove: each costs them a whole run
@@ -295,18 +296,32 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_temporary_name(path.name))
     try:
-        yield temporary
-        _flush(temporary)
-        if replace or not _link(temporary, path):
-            temporary.replace(path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        # A write that fails does not say where, and the temporary name says nothing to the user.
-        if error.errno is not None and error.filename in (None, os.fspath(temporary)):
-            error.filename = os.fspath(path)
-        raise
+        with naming(path, instead_of=temporary):
+            yield temporary
+            _flush(temporary)
+            if replace or not _link(temporary, path):
+                temporary.replace(path)
+            _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(location: Location, *, instead_of: Location | None = None) -> Iterator[None]:
+    """Let errors in here tell of which file they are: a write that fails does not say it.
+
+    Args:
+        location: the name that the user knows.
+        instead_of: a temporary one, which says nothing to the user.
+    """
+    try:
+        yield
+    except OSError as error:
+        unknown = (None, instead_of and os.fspath(instead_of))
+        if error.errno is None or error.filename not in unknown:
+            raise
+        # a new one: libraries have some whose name cannot be changed
+        raise OSError(error.errno, error.strerror, os.fspath(location)) from error
 
 
 @contextmanager
@@ -352,6 +367,77 @@ def write_by(location: Location, fill: Callable[[Path], object], *, replace: boo
         except OSError as error:
             if not left or not is_gone(error):
                 raise
+
+
+@contextmanager
+def open_for_library(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new file that a library in C fills, and raise what went wrong when the block ends.
+
+    When a write fails, PyTorch and HDF5 lose the cause, and may end the process as they close the
+    file. So they hear of no failure.
+
+    Raises:
+        OSError: the first one.
+    """
+    with path.open("w+b", buffering=0) as file:
+        filled = _Filled(file)
+        try:
+            yield cast(IO[bytes], filled)
+        finally:  # what the library says of it is no better
+            if filled.error is not None:
+                raise filled.error
+
+
+class _Filled(io.RawIOBase):
+    """A file, and from its first error on one that takes all and gives zeros."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and self.error is None:
+                rest = rest[self._file.write(rest) :]  # on a disk that fills up less than all
+        except OSError as error:
+            self.error = error
+        if rest:
+            self._file.seek(len(rest), io.SEEK_CUR)
+        return size
+
+    def readinto(self, buffer: Any) -> int:
+        if self.error is None:
+            return self._file.readinto(buffer)
+        view = memoryview(buffer).cast("B")
+        view[:] = bytes(len(view))
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file whose readers take what is there, such as a log."""
+    with naming(path), path.open("ab") as file:
+        file.write(data)
 
 
 def is_gone(error: BaseException) -> bool:

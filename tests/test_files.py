@@ -7,8 +7,12 @@ import socket
 import threading
 import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import torch
 
 from i3d import files, remote, web
 from i3d.errors import StorageError
@@ -293,3 +297,34 @@ def test_a_short_file_takes_little_memory_whatever_the_bound(tmp_path):
     with path.open("rb") as file:
         assert files.read_bounded(file, 0) == b""
         assert file.tell() == 0
+
+
+def save_state(file):
+    torch.save({"weight": torch.zeros(1 << 18)}, file)
+
+
+def save_program(file):
+    torch.export.save(torch.export.export(torch.nn.Linear(64, 64), (torch.zeros(1, 64),)), file)
+
+
+def save_arrays(file):
+    with h5py.File(file, "w") as stored:
+        stored["rows"] = np.zeros(1 << 18)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("save", [save_state, save_program, save_arrays])
+def test_a_library_that_writes_to_a_full_disk_does_not_hide_it(save):
+    """On a file of Python's own PyTorch raises a RuntimeError or aborts, and HDF5 crashes."""
+    with pytest.raises(OSError) as caught, files.open_for_library(Path("/dev/full")) as file:
+        save(file)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_librarys_file_is_what_it_wrote(tmp_path):
+    with files.open_for_library(tmp_path / "a.h5") as file:
+        save_arrays(file)
+    with h5py.File(tmp_path / "a.h5") as stored:
+        assert stored["rows"].shape == (1 << 18,)
+    with pytest.raises(KeyError), files.open_for_library(tmp_path / "b.h5"):
+        raise KeyError  # of the library itself

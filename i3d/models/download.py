@@ -83,7 +83,7 @@ def download(
     except OSError as error:
         raise CheckpointError(
             f"{error.filename or target}: {error.strerror or error}; "
-            "set I3D_CACHE to a folder with room that you can write"
+            "set I3D_CACHE to a folder with room that you can write, or make room and run again"
         ) from error
     return target
 

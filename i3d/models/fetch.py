@@ -47,6 +47,7 @@ def fetch(
 
     Raises:
         FetchError: not found, unreachable, too long, or broken off too often.
+        OSError: the disk is full; what had arrived is kept, too.
     """
     if target.exists():
         return
@@ -77,6 +78,9 @@ def fetch(
             except FetchError:
                 raise
             except OSError as error:
+                if error.errno in files.NO_ROOM:  # here, and no fault of the source's
+                    with files.naming(part):
+                        raise
                 raise FetchError(f"{source}: {_reason(error)}") from error
     part.replace(target)
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,8 +91,7 @@ def workers_start() -> Iterator[None]:
 @contextmanager
 def _blocked() -> Iterator[None]:
     """Block both signals in this thread, which is what a new process inherits."""
-    # A child of the first worker's start, which unblocks both signals here when it is started.
-    resource_tracker.ensure_running()
+    _start_tracker()  # else the first worker's start does, which unblocks both signals here
     # Not instead of the handler: other threads of this process may take the signal.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -110,20 +110,26 @@ def begin_work() -> None:
 def start_fork_server(modules: Sequence[str]) -> multiprocessing.context.ForkServerContext:
     """Start the process that worker processes are forked from, unless it is there.
 
-    Ctrl-C, which a terminal sends to all processes, does not reach it while it imports.
+    Neither Ctrl-C nor SIGTERM, which terminals and some schedulers send to all processes, reaches
+    it: it ends with this one, which may have a worker to start before it ends.
 
     Args:
         modules: names of what it imports once for all workers.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(modules))
-    resource_tracker.ensure_running()  # first: it unblocks Ctrl-C in this thread
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))  # its children inherit it
-    try:
+    with _blocked():
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return context
+
+
+def _start_tracker() -> None:
+    """Start Python's process that gives back what killed ones leave; it does so without a word."""
+    sys.warnoptions.append("ignore:resource_tracker")  # its command line gets them
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove("ignore:resource_tracker")
 
 
 def count_cores(world: World) -> int:

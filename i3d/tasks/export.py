@@ -128,7 +128,7 @@ def export(
     )
     write = _write_onnx if suffix == ".onnx" else _write_pt2
     with files.atomic_file(target) as temporary:
-        with temporary.open("wb") as f:
+        with files.open_for_library(temporary) as f:
             write(f, build(weights).fold(), precision == "fp16", metadata)
         runtime, run = _open(temporary, suffix)
         checks = tuple(_compare(network, run, shape) for shape in CLIPS)

@@ -63,6 +63,15 @@ def test_a_killed_worker_ends_the_job_and_leaves_no_socket(tmp_path):
     assert left == []
 
 
+def test_of_a_killed_job_nothing_is_said():
+    """Python's resource tracker would warn of semaphores, which it gives back."""
+    script = SCRIPT.format(prepare="import os", count=1)
+    script = script.replace("print(int(", "os.kill(os.getpid(), 9), print(int(")
+    command = [sys.executable, "-c", script, str(TESTS)]
+    done = subprocess.run(command, capture_output=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (-9, b"")
+
+
 def has_no_memory(i):
     raise MemoryError("Unable to allocate 9 GiB")
 

@@ -121,6 +121,15 @@ def test_before_anything_was_imported(tmp_path, sent):
     assert_interrupted(started(command, env=os.environ | {"PYTHONPATH": path}), sent)
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_when_all_is_done(sent):
+    code = f"import atexit, os; atexit.register(os.kill, os.getpid(), {int(sent)})\n"
+    code += "from i3d.__main__ import main; main()"
+    process = started([sys.executable, "-c", code, "--version"])
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
 def test_an_ignored_signal_stays_ignored():
     """As nohup and a shell's background jobs have it."""
     code = (

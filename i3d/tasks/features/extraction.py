@@ -29,7 +29,7 @@ from i3d.console import Bar, choose_teller, progress_bar, show
 from i3d.data.reading.chunks import CHUNK_FRAMES, Chunk, ChunkSource, load_chunks, open_chunks
 from i3d.data.reading.clips import clip_bytes
 from i3d.data.videos import Contents, VideoSet, open_videos
-from i3d.errors import CheckpointError, DatasetError, UsageError, VideoError
+from i3d.errors import CheckpointError, DatasetError, I3DError, UsageError, VideoError
 from i3d.models.i3d import ENDPOINTS
 from i3d.parallel.ahead import check_shared_memory
 from i3d.parallel.process import choose_workers, count_cores, terminated_cleanly
@@ -131,7 +131,7 @@ def extract(
         DatasetError: the dataset cannot be understood, or no video of it has features.
         CheckpointError: a checkpoint cannot be loaded, or they do not fit together.
         UsageError: an option has no meaning, or the output was begun with other settings.
-        I3DError: the storage fails or a worker dies.
+        I3DError: the storage fails, a worker dies, or what was written is gone.
     """
     start = time.monotonic()
     world = world_from_environment() if world is None else world
@@ -188,6 +188,8 @@ def extract(
         failed = folder.failures()
         found, done, already = len(source.keys), len(there), len(before)
     complete = _finish(folder, output, form, world) if one_file else _finish_folder(folder)
+    if not complete and world.size == 1:  # of several, others may be at work
+        raise I3DError(f"{location}: files that were written are gone; run again to make them")
     return Extracted(
         output=location,
         found=found,

@@ -235,15 +235,30 @@ class FeatureFolder:
     def begin(self) -> None:
         """Write the settings first of all, or compare with those that are there."""
         location = files.join(self.folder, SETTINGS_FILE)
-        if not files.exists(location) and self.done():
-            raise UsageError(
-                f"{self.folder} holds features without their {SETTINGS_FILE}; name another folder"
-            )
+        if not files.exists(location):  # somebody has removed it, or these are others' files
+            for i in sorted(self.done()):
+                self._refuse_others(i)
         data = seal(KIND, self.settings)
         try:
             files.create(location, data)
         except FileExistsError:
             refuse_other_features(self.folder, read_settings(location), self.settings)
+
+    def _refuse_others(self, i: int) -> None:
+        """Refuse a video's file that does not say itself that it is of this job."""
+        location = self._location(i, self.suffix)
+        try:
+            if self.settings.container == "npz":
+                with self.open(i) as video:
+                    found = video.settings
+            else:
+                found = _read_json(f"{location}.json", KIND)
+        except (DatasetError, FileNotFoundError) as error:
+            raise UsageError(
+                f"{self.folder} has no {SETTINGS_FILE}, and i3d features did not write {location} "
+                f"({error}); name another folder"
+            ) from error
+        refuse_other_features(location, found, self.settings)
 
     def _location(self, i: int, suffix: str) -> str:
         return files.join(self.folder, f"{self.names[i]}{suffix}")

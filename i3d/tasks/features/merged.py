@@ -157,7 +157,7 @@ def _write_hdf5(
     """videos/KEY/rgb, flow, start_seconds, end_seconds; ``/`` in a key is ``%2F``; about beside."""
     h5py = _library("hdf5")
     about = _merged_about(folder, done, skipped)
-    with h5py.File(path, "w") as file:
+    with files.open_for_library(path) as target, h5py.File(target, "w") as file:
         # of fixed length: damage to where HDF5 keeps others makes its library run for ever
         file["about"] = np.bytes_(json.dumps(about, allow_nan=False))
         videos = file.create_group("videos")

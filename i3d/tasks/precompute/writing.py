@@ -140,7 +140,8 @@ def precompute(
         DatasetError: the dataset cannot be understood.
         UsageError: an option has no meaning, or the output was begun with other settings.
         StorageError: a URL's server or the disk with the videos fails; no video is failed for it.
-        I3DError: the output or the temporary folder is full or cannot be written.
+        I3DError: the output or the temporary folder is full or cannot be written, or what was
+            written is gone.
     """
     start = time.monotonic()
     world = world_from_environment() if world is None else world
@@ -213,7 +214,8 @@ def make_shards(
 
     Raises:
         UsageError: the output was begun with other settings.
-        I3DError: the output or the temporary folder is full or cannot be written.
+        I3DError: the output or the temporary folder is full or cannot be written, or what was
+            written is gone.
     """
     start = time.monotonic()
     write_manifest(output, manifest)
@@ -234,6 +236,9 @@ def make_shards(
         title = f"{encoder.title} of all processes" if progress else None
         there = _await_others(output, manifest, lost, patience, title)
         encoded, frames, size = _measure(output, manifest, sorted(there - before))
+    complete = not lost and finish_folder(output, manifest)
+    if not complete and not lost and world.size == 1:  # of several, others may be at work
+        raise I3DError(f"{output}: shards that were written are gone; run again to make them")
     failed = shard_failures(output, manifest, sorted(there))
     return Precomputed(
         output=os.fspath(output),
@@ -245,7 +250,7 @@ def make_shards(
         shards=len(manifest.shards),
         already=len(there & before),
         made=len(there - before),
-        complete=not lost and finish_folder(output, manifest),
+        complete=complete,
         frames=frames,
         bytes=size,
         seconds=time.monotonic() - start,

@@ -71,7 +71,7 @@ class Loop:
             self.say("no TensorBoard events: they go to a local --output alone")
             return False
         try:
-            import torch.utils.tensorboard  # noqa: F401 (is it there?)
+            import tensorboard  # noqa: F401 (is it there?)
         except ImportError:
             self.say("no TensorBoard events: pip install tensorboard for them")
             return False
@@ -113,8 +113,6 @@ class Loop:
                     self._validate(stop, bar)
         finally:
             batches.close()
-            if self.logs is not None:
-                self.logs.close()
 
     @property
     def _total_steps(self) -> int:

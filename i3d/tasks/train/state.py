@@ -30,6 +30,7 @@ from i3d import files
 from i3d.errors import CheckpointError, DatasetError, StorageError
 from i3d.models.format import NetworkConfig
 from i3d.records import pick
+from i3d.tasks.train.events import Events
 
 KIND = "i3d train 1"
 STATE = "state.pt"
@@ -188,13 +189,8 @@ class Logs:
         self, output: files.Location, history: History, *, tensorboard: bool, step: int
     ) -> None:
         self.output, self.history = os.fspath(output), history
-        self._writer: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            folder = files.join(output, TENSORBOARD)
-            # Events after this step are of a run that died; TensorBoard drops them.
-            self._writer = SummaryWriter(folder, purge_step=step + 1 if step else None)
+        folder = files.local_path(files.join(output, TENSORBOARD)) if tensorboard else None
+        self._events = None if folder is None else Events(folder, step=step)
         self.rewrite()
 
     def rewrite(self) -> None:
@@ -210,8 +206,7 @@ class Logs:
         self.history.log.append(row)
         path = files.local_path(files.join(self.output, LOG))
         if path is not None:
-            with path.open("ab") as file:
-                file.write(table((), [row]).partition(b"\n")[2])
+            files.append(path, table((), [row]).partition(b"\n")[2])
         scalars = {
             "train/loss": row.loss,
             "train/top1": row.top1,
@@ -219,7 +214,7 @@ class Logs:
             "train/gradient_norm": row.gradient_norm,
             "train/clips_per_second": clips_per_second,
         }
-        self._events(scalars, row.step)
+        self._show(scalars, row.step)
 
     def add_validation(self, row: ValidationRow) -> None:
         """A row of the validations."""
@@ -230,18 +225,11 @@ class Logs:
             "validation/top1": row.top1,
             "validation/top5": row.top5,
         }
-        self._events(scalars, row.step)
+        self._show(scalars, row.step)
 
-    def _events(self, scalars: Mapping[str, float], step: int) -> None:
-        if self._writer is not None:
-            for name, value in scalars.items():
-                self._writer.add_scalar(name, value, step)
-            self._writer.flush()
-
-    def close(self) -> None:
-        """Finish the events."""
-        if self._writer is not None:
-            self._writer.close()
+    def _show(self, scalars: Mapping[str, float], step: int) -> None:
+        if self._events is not None:
+            self._events.add(scalars, step=step)
 
 
 def has_state(output: files.Location) -> bool:
@@ -253,7 +241,8 @@ def write_state(output: files.Location, state: Mapping[str, Any]) -> None:
     """Write the state, atomically; equal states are equal bytes."""
 
     def fill(path: Path) -> None:
-        with path.open("wb") as file:  # given the path, torch.save writes its random name, too
+        # given the path, torch.save writes its random name, too
+        with files.open_for_library(path) as file:
             torch.save(_apart({"format": KIND, **state}), file)
 
     files.write_by(files.join(output, STATE), fill)

@@ -1,12 +1,9 @@
 """What is done to a command while it runs; the table is at the end."""
 
 import contextlib
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +12,12 @@ from pathlib import Path
 from campaigns.chaos.inputs import Command
 from campaigns.chaos.running import send
 from campaigns.chaos.trial import Trial
+from support.disks import PAGE, lacks_mounts, mount_small, resize, unmount
 
 # As the shell has it where Python was not yet there to handle the signal.
 INTERRUPTED = frozenset([0, 130, -signal.SIGINT])
 TERMINATED = frozenset([0, 130, 143, -signal.SIGTERM])
 FAILED = frozenset([0, 1])  # it may be done before it meets the trouble
-PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -87,44 +84,13 @@ def limit_files(trial: Trial) -> None:
     trial.finish(run, f"files of at most {limit} bytes", codes=FAILED)
 
 
-def lacks_mounts() -> str | None:
-    """Why no small disk can be mounted here."""
-    if os.geteuid() != 0:
-        return "a small disk is a tmpfs, which only root mounts"
-    with tempfile.TemporaryDirectory() as name:
-        try:
-            mount_small(Path(name), 1 << 20)
-        except OSError as error:
-            return f"no tmpfs can be mounted ({error})"
-        unmount(Path(name))
-    return None
-
-
-def mount_small(folder: Path, size: int) -> None:
-    """A disk of so many bytes in memory."""
-    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(done.stderr.strip())
-
-
-def enlarge(folder: Path) -> None:
-    """Make room on it."""
-    subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
-
-
-def unmount(folder: Path) -> None:
-    """Give the memory back, even if something is at work there."""
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def fill(trial: Trial, folder: Path) -> None:
     """Run with less room in a folder than it takes, then make room."""
     size = PAGE * (1 + trial.rng.randrange(max(1, trial.reference.total // PAGE)))
     mount_small(folder, size)
     trial.at_end.callback(unmount, folder)
     trial.finish(trial.start(), f"{folder.name}/ on a disk of {size} bytes", codes=FAILED)
-    enlarge(folder)
+    resize(folder, 1 << 30)
 
 
 def forbid_writing(trial: Trial) -> None:
@@ -201,10 +167,10 @@ def limit_memory(pid: int, more: int) -> None:
 
 
 def fail_requests(trial: Trial) -> None:
-    """One request in ten to the server of the inputs fails."""
+    """One request in ten to the server of the inputs fails, and is made again."""
     server = trial.server
     with server.failing(trial.rng.getrandbits(32)):
-        trial.finish(trial.start(), "a server that fails", codes=FAILED)
+        trial.finish(trial.start(), "a server that fails", codes=[0])
     trial.done[-1] += f" ({server.failed} of {server.requests} requests failed)"
 
 

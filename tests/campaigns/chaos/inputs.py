@@ -67,7 +67,7 @@ logits.PART_SECONDS = 0
 # Ctrl-C before the command line is there ends Python without a word, as for a command.
 BEGIN = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
 START = """\
-from i3d.cli import main
+from i3d.__main__ import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 main()
 """

@@ -23,16 +23,19 @@ PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 PROGRESS = re.compile(
     r"[\w -]+( \(process .*\)| of all processes)?: [\d./]+ (videos|clips|shards|MB)"
 )
-SHARD_LOST = re.compile(r"shard \d+ is given up: ")
+# What it may say once for each shard, or part of an evaluation.
+REPEATED = re.compile(r"shard \d+ is given up: |.*it is tried again with the next part$")
 # What no user should see, whatever happens.
 INTERNAL = re.compile(
     r"Traceback|^\s+File \"|Exception ignored|Fatal Python|resource_tracker|leaked|terminate called"
     r"|core dumped|KeyboardInterrupt|UserWarning|ResourceWarning"
 )
-# Python's words when a worker process cannot import itself or what it is to run.
+# Python's words when a worker process cannot import itself or what it is to run, or when PyTorch's
+# loader cannot start its thread there.
 NO_START = re.compile(
-    r"^Traceback \(most recent call last\):\n"
-    r"(?: .*\n)*?(?:  File \"<string>\", line 1, in <module>|.*pickle\.load\(from_parent\))\n"
+    r"^(?:Process ForkServerProcess-\d+:\n)?Traceback \(most recent call last\):\n"
+    r"(?: .*\n)*?(?:  File \"<string>\", line 1, in <module>|.*pickle\.load\(from_parent\)"
+    r"|    data_queue\.put\(\(idx, data\)\))\n"
     r"(?: .*\n)*\S.*\n",
     re.MULTILINE,
 )
@@ -217,7 +220,7 @@ class Running:
             if line.strip()
             and plain(line) not in known
             and not PROGRESS.match(line)
-            and not SHARD_LOST.match(line)
+            and not REPEATED.match(line)
         ]
         if len(said) > MOST_LINES and not internal:
             yield f"{len(said)} lines on standard error, {MOST_LINES} are the most: {said[:4]}"

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from support.web import WebServer
 
@@ -46,6 +46,26 @@ class UnreliableServer(WebServer):
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         handler.connection.close()
 
+    def cut(self, handler) -> None:
+        """Send half of the body that was announced."""
+        handler.wfile = _Half(handler.wfile)
+        if (data := self.files.get(urlsplit(handler.path).path)) is not None:
+            self.serve(handler, data)
+
+
+class _Half:
+    """A connection that takes the head of an answer and half of its body."""
+
+    def __init__(self, file) -> None:
+        self._file, self._head_came = file, False
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data[: len(data) // 2] if self._head_came else data)
+        self._head_came = True
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
 
 class Chance:
     """What happens to a request, as `WebServer.failures` says it of paths."""
@@ -61,7 +81,7 @@ class Chance:
             if self._rng.random() >= SHARE:
                 return None
             server.failed += 1
-            return self._rng.choice([503, server.reset, server.break_off])
+            return self._rng.choice([503, server.reset, server.cut])
 
 
 def list_folder(folder: Path) -> str:

@@ -428,7 +428,6 @@ def read_run(folder: Path) -> list[Any]:
     plan = _plan(folder)
     state = read_state(folder)
     loop = Loop(plan, _go_on(plan, state, lambda _: None), state, None, lambda _: None)
-    loop.logs.close()
     return [loop.step, loop.history.best, len(loop.history.log), loop.learner.new_head]
 
 

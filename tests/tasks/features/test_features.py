@@ -25,6 +25,7 @@ from support.golden import golden
 from support.videos import noise_images, write_video
 
 import i3d
+from i3d import files
 from i3d.cli import main
 from i3d.data.shards import open_dataset
 from i3d.data.videos import VideoSet
@@ -553,7 +554,8 @@ main(sys.argv[1:])
 )
 def test_killed_and_run_again(videos, checkpoints, tmp_path, output, sent, run):
     whole, folder, marker = tmp_path / "whole", tmp_path / "killed", tmp_path / "marker"
-    run(*command(videos, whole / output, checkpoints))
+    code, _, error = run(*command(videos, whole / output, checkpoints))
+    assert code == 0, error
     arguments = command(videos, folder / output, checkpoints)
     script = STUCK.format(marker=str(marker))
     process = subprocess.Popen(
@@ -714,14 +716,46 @@ def test_other_weights_are_refused(videos, checkpoints, reference, tmp_path):
     assert extract(videos, reference, renamed, options=FAST).already == 3
 
 
-def test_features_without_their_settings_are_refused(videos, checkpoints, reference, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a.b.npz").write_bytes((reference / "a.b.npz").read_bytes())
-    with pytest.raises(UsageError, match=r"features\.json"):
-        extract(videos, tmp_path / "out", checkpoints, options=FAST)
-    (tmp_path / "out" / "features.json").write_text("{}")
+def test_features_without_their_settings_say_themselves_what_they_are(
+    videos, checkpoints, reference, tmp_path
+):
+    """As after somebody has removed the folder while a job wrote there."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.b.npz").write_bytes((reference / "a.b.npz").read_bytes())
+    with pytest.raises(UsageError, match=r"a\.b\.npz.*window_frames"):
+        extract(videos, out, checkpoints, options=replace(FAST, window="24"))
+    assert [p.name for p in out.iterdir()] == ["a.b.npz"]
+    assert extract(videos, out, checkpoints, options=FAST).already == 1
+    assert contents(out) == contents(reference)
+    (out / "features.json").write_text("{}")
     with pytest.raises(DatasetError, match="seal"):
-        extract(videos, tmp_path / "out", checkpoints, options=FAST)
+        extract(videos, out, checkpoints, options=FAST)
+
+
+@pytest.mark.parametrize("form", ["npz", "npy"])
+def test_features_of_other_programs_are_refused(videos, checkpoints, tmp_path, form):
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / f"short.{form}").open("wb") as file:
+        (np.savez if form == "npz" else np.save)(file, np.zeros(3))
+    with pytest.raises(UsageError, match="name another folder"):
+        extract(videos, tmp_path / "out", checkpoints, options=replace(FAST, format=form))
+
+
+def test_what_is_removed_meanwhile_fails_the_job(videos, checkpoints, tmp_path, run, monkeypatch):
+    """Exit code 0 is for a whole folder."""
+    write = FeatureFolder.write
+
+    def write_and_lose_the_first(folder, i, *rest):
+        write(folder, i, *rest)
+        files.remove(tmp_path / "out" / "a.b.npz")
+
+    monkeypatch.setattr(FeatureFolder, "write", write_and_lose_the_first)
+    words = command(videos, tmp_path / "out", checkpoints)
+    code, _, err = run(*words)
+    assert code == 1 and "run again" in err
+    monkeypatch.undo()
+    assert run(*words)[0] == 0
 
 
 # --- mistakes and hostile input -------------------------------------------------------------------

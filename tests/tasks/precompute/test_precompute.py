@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from support.command import exit_code
 from support.golden import shared
 from support.paths import EXAMPLES
 from support.videos import noise_images, write_video
@@ -24,12 +25,12 @@ from support.videos import noise_images, write_video
 import i3d
 from i3d.cli import main
 from i3d.clips import quantize_flow
-from i3d.data.shards import open_dataset
+from i3d.data.shards import open_dataset, write_shard
 from i3d.data.videos import VideoSet
 from i3d.errors import DatasetError, I3DError, UsageError
 from i3d.parallel.pool import Result
 from i3d.parallel.world import World
-from i3d.tasks.precompute import encode
+from i3d.tasks.precompute import encode, writing
 from i3d.tasks.precompute.dry_run import dry_run
 from i3d.tasks.precompute.encode import encode_video
 from i3d.tasks.precompute.options import Settings, Work
@@ -381,6 +382,22 @@ def test_a_lack_of_memory_is_no_fault_of_the_video(videos, tmp_path, monkeypatch
     with pytest.raises(I3DError, match=r"allocate 9 GiB.*fewer --workers"):
         run_precompute(videos, tmp_path / "out")
     assert list(contents(tmp_path / "out")) == ["manifest.json"]
+
+
+def test_what_is_removed_meanwhile_fails_the_job(videos, tmp_path, monkeypatch, capsys):
+    """Exit code 0 is for a whole folder."""
+    output = tmp_path / "out"
+
+    def write_and_lose_the_first(output, manifest, shard):
+        (tmp_path / "out" / "shard-00000.json").unlink(missing_ok=True)
+        return write_shard(output, manifest, shard)
+
+    monkeypatch.setattr(writing, "write_shard", write_and_lose_the_first)
+    words = [str(word) for word in command(videos, output, "--no-flow")[3:]]
+    assert exit_code(*words) == 1
+    assert "shards that were written are gone; run again" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert exit_code(*words) == 0
 
 
 def test_full_disk_stops_and_loses_nothing(videos, reference, tmp_path):

@@ -10,12 +10,9 @@ from i3d.tasks.train import train
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(threads_stay):
     """With a given number of threads PyTorch's CPU kernels are deterministic."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

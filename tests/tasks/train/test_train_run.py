@@ -1,6 +1,7 @@
 """A run from the outside: it learns, logs and draws; the command and a URL."""
 
 import json
+import resource
 from dataclasses import replace
 
 import cv2
@@ -12,6 +13,7 @@ from i3d import files
 from i3d.cli import main
 from i3d.errors import I3DError
 from i3d.tasks.train import train
+from i3d.tasks.train.state import History, LogRow, Logs
 
 LEARNING = {"epochs": 20, "batch_size": 12, "learning_rate": 0.01, "dropout": 0.0, "val_every": 99}
 
@@ -44,6 +46,21 @@ def test_tensorboard_has_the_log(run, val):
     assert loss == {r["step"]: pytest.approx(r["loss"], rel=1e-6) for r in rows(folder)}
     top1 = {e.step: e.value for e in events.Scalars("validation/top1")}
     assert top1 == {r["step"]: pytest.approx(r["top1"]) for r in rows(folder, "validation.csv")}
+
+
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_a_row_for_which_there_is_no_room_names_its_file(tmp_path, tensorboard, capsys):
+    logs = Logs(tmp_path, History(), tensorboard=tensorboard, step=0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            for step in range(1, 100):
+                logs.add(LogRow(step, 1, 0.5, 0.5, 0.1, 1.0), clips_per_second=1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ("tensorboard" if tensorboard else "log.csv") in caught.value.filename
+    assert capsys.readouterr().err == ""
 
 
 def test_rows_are_means_over_their_steps(run):
