@@ -80,8 +80,8 @@ def fingerprint(weights: Weights) -> str:
     return digest.hexdigest()
 
 
-# What a folder is known by, the first that is there: save_pretrained's, and i3d train's best and
-# newest.
+# The network in a folder, the first that is there: save_pretrained's, i3d train's best and newest.
+# Other folders are TensorFlow's.
 FOLDER_FILES = ("model.safetensors", "best.safetensors", "last.safetensors")
 
 
@@ -109,7 +109,7 @@ def read_weights(location: files.Location, *, bn_eps: float | None = None) -> We
         location: path or URL of a ``.safetensors``, ``.npz``, ``.pt``/``.pth``/``.bin``/``.tar``
             file, a zip of any other name (the Chainer program gave an .npz whatever name it was
             told), a folder of ``save_pretrained`` or ``i3d train`` (whose best network it is), or a
-            TensorFlow checkpoint (anything else).
+            TensorFlow checkpoint (anything else, folders too).
         bn_eps: BatchNorm's epsilon of a PyTorch state dict, which does not carry it.
 
     Raises:
@@ -127,7 +127,8 @@ def read_weights(location: files.Location, *, bn_eps: float | None = None) -> We
 def _read_weights(location: files.Location, bn_eps: float | None) -> Weights:
     text = os.fspath(location)
     if files.is_dir(text):
-        text = _find_in_folder(text)
+        inside = [files.join(text, name) for name in FOLDER_FILES]
+        text = next((path for path in inside if files.exists(path)), text)
     if text.endswith(".safetensors"):
         return _read_safetensors(text, bn_eps)
     if text.endswith((".pt", ".pth", ".bin", ".tar", ".pyth")):
@@ -139,17 +140,6 @@ def _read_weights(location: files.Location, bn_eps: float | None) -> Weights:
     weights = read_tensorflow(text)
     released = _find_released(text)
     return weights if released is None else weights.with_config(source=released.source)
-
-
-def _find_in_folder(folder: str) -> str:
-    """The network in a folder of ``save_pretrained`` or of ``i3d train``."""
-    inside = [files.join(folder, name) for name in FOLDER_FILES]
-    found = next((path for path in inside if files.exists(path)), None)
-    if found is None:
-        raise CheckpointError(
-            f"{folder} is a folder without {', '.join(FOLDER_FILES)}; name a checkpoint's file"
-        )
-    return found
 
 
 def _is_zip(name: str) -> bool:

@@ -160,7 +160,10 @@ def find_prefix(location: files.Location) -> str:
         saved_model = files.join(text, "variables", "variables")
         if files.exists(f"{saved_model}.index"):
             return saved_model
-        raise CheckpointError(f"{text}: no .index file in this folder; name a checkpoint in it")
+        raise CheckpointError(
+            f"{text}: no checkpoint in this folder, neither TensorFlow's .index nor a "
+            ".safetensors that i3d train or save_pretrained writes; name a file"
+        )
     raise CheckpointError(
         f"{prefix}.index: no such file; a TensorFlow checkpoint is the pair "
         f"PREFIX.index and PREFIX.data-00000-of-00001"
