@@ -237,7 +237,7 @@ def test_wrong_data_is_a_clear_error(tmp_path):
 def test_missing_bundles_are_clear_errors(tmp_path):
     with pytest.raises(CheckpointError, match=r"model.ckpt.index: no such file"):
         open_bundle(tmp_path / "model.ckpt")
-    with pytest.raises(CheckpointError, match=r"no .index file in this folder"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in this folder"):
         open_bundle(tmp_path)
     for name in ("a", "b"):
         (tmp_path / f"{name}.index").write_bytes(GOOD)
