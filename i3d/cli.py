@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
@@ -126,9 +126,13 @@ def predict(options: PredictOptions, videos: tuple[str, ...]) -> int:
 
     A VIDEO is a file, a URL, a folder with all the videos in it, or - for standard input.
     """
-    from i3d.tasks.predict.run import run_predict
+    from i3d.tasks.predict.inputs import read_early
 
-    return run_predict(options, videos)
+    along = options.every_seconds is not None or options.plot is not None
+    with read_early(videos, clip_alone=not along) or nullcontext() as early:
+        from i3d.tasks.predict.run import run_predict  # PyTorch takes a second
+
+        return run_predict(options, videos, early)
 
 
 @command(cli, ConvertOptions, example="i3d convert model.ckpt rgb.safetensors")

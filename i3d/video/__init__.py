@@ -1,5 +1,6 @@
 """Video files -> frames: uint8 (H, W, 3) RGB at 25 fps, short side 256."""
 
+from i3d.video.ahead import AheadReader
 from i3d.video.decoder import VideoInfo
 from i3d.video.frames import FrameReader
 from i3d.video.picture import MAX_PIXELS, MAX_SIDE
@@ -7,6 +8,7 @@ from i3d.video.reader import DamagedVideoWarning, VideoReader, probe_video, read
 from i3d.video.source import Source
 
 __all__ = [
+    "AheadReader",
     "DamagedVideoWarning",
     "FrameReader",
     "MAX_PIXELS",

@@ -13,6 +13,8 @@ from i3d.copies import keep_copy
 from i3d.data.kinetics import VIDEO_SUFFIXES
 from i3d.data.kinetics.listing import scan
 from i3d.errors import StorageError, UsageError
+from i3d.presets import KINETICS_I3D
+from i3d.video import AheadReader
 
 STANDARD_INPUT = "-"
 _CHUNK_BYTES = 1 << 20
@@ -24,17 +26,42 @@ class Input:
 
     Attributes:
         name: as the user named it, or as it was found.
+        early: what reads it already (`read_early`).
     """
 
     name: str
+    early: AheadReader | None = None
 
-    def open(self) -> str | IO[bytes]:
-        """What a `VideoReader` takes.
+    def open(self) -> str | IO[bytes] | AheadReader:
+        """What a `Predictor` takes.
 
         Raises:
             StorageError: what comes on standard input does not fit onto the disk.
         """
+        if self.early is not None:
+            return self.early
         return _read_standard_input() if self.name == STANDARD_INPUT else self.name
+
+
+def read_early(names: Sequence[str], *, clip_alone: bool) -> AheadReader | None:
+    """Begin to read the first video while PyTorch is imported and the networks are loaded.
+
+    As most networks want it; a `Predictor` that wants it otherwise reads it again.
+
+    Args:
+        names: what the user named.
+        clip_alone: whether only the test clip is looked at.
+    """
+    path = files.local_path(names[0])
+    if path is None or names[0] == STANDARD_INPUT or not path.is_file():
+        return None
+    preset = KINETICS_I3D
+    return AheadReader(
+        names[0],
+        end_seconds=preset.clip_frames / preset.fps if clip_alone else None,
+        fps=preset.fps,
+        short_side=preset.short_side,
+    )
 
 
 def find_inputs(names: Sequence[str]) -> list[Input]:

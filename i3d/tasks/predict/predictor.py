@@ -47,12 +47,12 @@ from i3d.tasks.predict.result import (
     top_classes,
 )
 from i3d.tasks.predict.segments import find_cuts, find_segments
-from i3d.video import DamagedVideoWarning, FrameReader, Source, VideoReader
+from i3d.video import AheadReader, DamagedVideoWarning, FrameReader, Source, VideoReader
 
 THUMBNAIL_PIXELS = 128  # short side of the frames that are kept to be shown
 
-# What a network looks at: a file, or frames uint8 (T, H, W, 3), RGB.
-Video = Source | np.ndarray | torch.Tensor
+# What is looked at: a file, one that is being read already, or frames uint8 (T, H, W, 3), RGB.
+Video = Source | AheadReader | np.ndarray | torch.Tensor
 # A checkpoint's name or file (:func:`i3d.load`), an ``.onnx`` file, or a network in memory.
 Checkpoint = str | os.PathLike[str] | I3D
 
@@ -214,7 +214,8 @@ class Predictor:
                 still = still and _is_still(look.frames)
                 if watch is not None:
                     watch(look)
-            name, damage, duration = reader.name, reader.damage, _duration(reader)
+            opened = _opened(reader)
+            name, damage, duration = opened.name, opened.damage, _duration(reader)
         if not windows:
             raise VideoError(f"{name}: no frames")
         shown: tuple[ClassScore, ...] = ()
@@ -260,7 +261,7 @@ class Predictor:
                     "shorter --every, or --device cpu"
                 )
 
-    def _open(self, video: Video, clip_alone: bool, fps: float | None) -> VideoReader | FrameReader:
+    def _open(self, video: Video, clip_alone: bool, fps: float | None) -> AheadReader | FrameReader:
         preset = self.preset
         end_seconds = preset.clip_frames / preset.fps if clip_alone else None
         if isinstance(video, np.ndarray | torch.Tensor):
@@ -273,18 +274,25 @@ class Predictor:
             )
         if fps is not None:
             raise UsageError(f"fps={fps} is of frames in an array; a file says its own")
-        return VideoReader(
+        wanted = (end_seconds, preset.fps, preset.short_side)
+        if isinstance(video, AheadReader):
+            if (video.end_seconds, video.fps, video.short_side) == wanted:
+                return video
+            video.close()
+            video = video.source
+        return AheadReader(
             video, end_seconds=end_seconds, fps=preset.fps, short_side=preset.short_side
         )
 
     def _look_along(
-        self, reader: VideoReader | FrameReader, every_seconds: float | None
+        self, reader: AheadReader | FrameReader, every_seconds: float | None
     ) -> Iterator[Look]:
         """Every window of a video, as soon as its frames are there."""
         fps = self.preset.fps
         windows = _windows(reader, self.preset.clip_frames, every_seconds, fps)
         for start, frames, clip_frames in windows:
-            where = reader.name if every_seconds is None else f"{reader.name}, {start / fps:g} s"
+            name = _opened(reader).name
+            where = name if every_seconds is None else f"{name}, {start / fps:g} s"
             flow = self._flow(frames, where)
             clips = self._clips(frames, flow, clip_frames)
             end_seconds = (start + len(frames)) / fps
@@ -343,7 +351,7 @@ class Predictor:
 def _is_video(videos: Video | Iterable[Video]) -> bool:
     """Whether it is one video, and not several."""
     one = str | os.PathLike | bytes | bytearray | memoryview | np.ndarray | torch.Tensor
-    return isinstance(videos, one) or hasattr(videos, "read")
+    return isinstance(videos, one | AheadReader) or hasattr(videos, "read")
 
 
 def _is_still(frames: np.ndarray) -> bool:
@@ -351,11 +359,17 @@ def _is_still(frames: np.ndarray) -> bool:
     return all(np.array_equal(frames[0], frame) for frame in frames[1:])
 
 
-def _duration(reader: VideoReader | FrameReader) -> float | None:
+def _opened(reader: AheadReader | FrameReader) -> VideoReader | FrameReader:
+    """What knows the video's name and length."""
+    return reader.reader if isinstance(reader, AheadReader) else reader
+
+
+def _duration(reader: AheadReader | FrameReader) -> float | None:
     """Seconds of the whole video: counted where it was read to its end, else the header's word."""
-    if reader.duration_seconds is None and isinstance(reader, VideoReader):
-        return reader.info.duration_seconds
-    return reader.duration_seconds
+    opened = _opened(reader)
+    if opened.duration_seconds is None and isinstance(opened, VideoReader):
+        return opened.info.duration_seconds
+    return opened.duration_seconds
 
 
 def _thumbnail(frame: np.ndarray) -> np.ndarray:
@@ -405,8 +419,6 @@ def _windows(
             kept.append(frame)
         if len(kept) == length:
             yield start, np.stack(kept), length
-            if every_seconds is None:
-                return
             number += 1
             kept, start = [], begin(number)
             length = min(most, begin(number + 1) - start)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from i3d.console import Bar, progress_bar, say, say_written, show, show_text
@@ -15,6 +15,7 @@ from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, PredictOptions
 from i3d.tasks.predict.predictor import Predictor
 from i3d.tasks.predict.result import SUGGESTED_EVERY, Look, Prediction, top_classes
 from i3d.tasks.predict.timeline import plot_timeline
+from i3d.video import AheadReader
 
 CSV_COLUMNS = ("video", "start_seconds", "end_seconds", "class", "index", "probability", "error")
 
@@ -29,13 +30,23 @@ class _Predictions:
         return {"results": self.results}
 
 
-def run_predict(options: PredictOptions, names: Sequence[str]) -> int:
-    """``i3d predict``: print a prediction for every video; 1 if any failed, else 0."""
+def run_predict(
+    options: PredictOptions, names: Sequence[str], early: AheadReader | None = None
+) -> int:
+    """``i3d predict``: print a prediction for every video; 1 if any failed, else 0.
+
+    Args:
+        options: the command's.
+        names: videos, as the user named them.
+        early: what reads the first of them already.
+    """
     if options.as_json and options.as_csv:
         raise UsageError("--json and --csv both print the result; choose one")
     if options.plot is not None:
         check_plot(options.plot)
     inputs = find_inputs(names)
+    if early is not None:
+        inputs[0] = replace(inputs[0], early=early)
     if options.plot is not None and len(inputs) > 1:
         raise UsageError(f"--plot draws one video, not {len(inputs)}; call it for each")
     every_seconds = options.every_seconds

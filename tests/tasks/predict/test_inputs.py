@@ -21,7 +21,7 @@ from support.web import WebServer
 import i3d
 from i3d.errors import CheckpointError, I3DError, UsageError
 from i3d.tasks.predict import Prediction
-from i3d.video import FrameReader
+from i3d.video import AheadReader, FrameReader
 
 
 def logits(prediction):
@@ -72,6 +72,16 @@ def test_a_rate_is_of_an_array(predictor, video):
         predictor(video, fps=30)
     with pytest.raises(UsageError, match="above 0"):
         predictor(np.zeros((3, 8, 8, 3), np.uint8), fps=0)
+
+
+@pytest.mark.parametrize("short_side", [256, 64])
+def test_a_video_that_is_being_read_already(predictor, video, short_side):
+    """As the network wants it, or otherwise: then it is read again."""
+    expected = predictor(video)
+    with AheadReader(video, end_seconds=10, fps=25, short_side=short_side) as early:
+        found = predictor(early)
+    np.testing.assert_array_equal(logits(found), logits(expected))
+    assert found.as_dict() == expected.as_dict()
 
 
 def test_a_list_gives_a_list(predictor, video):
