@@ -57,7 +57,7 @@ fuzz: .venv/ready
 
 # Every stage beside its peers and limits, into benchmarks/results/ (docs/performance.md).
 bench: .venv/ready
-	for stage in forward flow precompute precompute_flow loader evaluate growth plot; do \
+	for stage in forward flow precompute precompute_flow loader evaluate predict growth plot; do \
 	    $(BIN)/python benchmarks/$$stage.py || exit 1; done
 
 # What runs on a GPU, with PyTorch's CUDA build: flow is checked against the CPU's too. Without a

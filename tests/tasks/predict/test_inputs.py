@@ -1,12 +1,15 @@
 """What people have: folders, standard input, arrays, lists, web pages; and what is printed."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -215,6 +218,30 @@ def test_windows_appear_as_they_are_computed(networks, video, capsys):
     assert "mean of the windows:" in out
     assert exit_code(*words[:-1]) == 0
     assert "mean of the windows:" not in capsys.readouterr().out
+
+
+def test_results_go_to_their_file_while_a_bar_is_on_the_terminal(networks, video):
+    terminal, side = pty.openpty()
+    drawn = []
+
+    def draw():
+        with contextlib.suppress(OSError):  # the other side is closed
+            while data := os.read(terminal, 4096):
+                drawn.append(data)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    done = subprocess.run(
+        [sys.executable, "-m", "i3d", "predict", video, video, "--checkpoint", networks["rgb"]],
+        stdout=subprocess.PIPE,
+        stderr=side,
+        check=True,
+    )
+    os.close(side)
+    thread.join()
+    os.close(terminal)
+    assert done.stdout.decode().count(f"{video}  (40 frames, 1.6 s)") == 2
+    assert b"predict" in b"".join(drawn) and b"40 frames" not in b"".join(drawn)
 
 
 def test_the_mean_is_of_windows(networks, video, capsys):
