@@ -151,8 +151,9 @@ def open_location(location: files.Location) -> IO[bytes]:
     try:
         return files.open_read(location)
     except FileNotFoundError as error:
-        answer = f": {files.explain(error)}" if files.is_url(location) else ""  # with its number
-        raise VideoError(f"there is no file {name}{answer}") from error
+        if files.is_url(location):  # what the server said
+            raise VideoError(f"cannot open {name}: {files.explain(error)}") from error
+        raise VideoError(f"there is no file {name}") from error
     except IsADirectoryError as error:
         raise VideoError(f"{name} is a folder; give a video file") from error
     except Exception as error:  # fsspec's file systems raise errors of their own

@@ -60,7 +60,8 @@ def test_what_is_absent_is_a_recorded_failure(server, tmp_path):
     table, output = write_list(tmp_path, server.url), tmp_path / "out"
     del server.files["/bowling/b.mp4"]
     assert exit_code("precompute", table, output, *OPTIONS) == 0
-    assert failures(output) == [("bowling/b", "there is no file b.mp4")]
+    reason = "cannot open b.mp4: no such file (HTTP 404 (Not Found))"
+    assert failures(output) == [("bowling/b", reason)]
     assert len(list(open_dataset(output).stream())) == 2
 
 
