@@ -517,9 +517,8 @@ def _span(start: float, stop: float) -> str:
     """A stretch of time, exactly: in seconds, later in a long video as its axis has it."""
     if stop < CLOCK_FROM:
         return f"{start:.2f}\N{EN DASH}{stop:.2f} s"
-    return "\N{EN DASH}".join(
-        f"{_clock(int(t), stop)}.{round(100 * (t - int(t))) % 100:02d}" for t in (start, stop)
-    )
+    hundredths = [round(100 * t) for t in (start, stop)]
+    return "\N{EN DASH}".join(f"{_clock(n // 100, stop)}.{n % 100:02d}" for n in hundredths)
 
 
 def _visible(text: str) -> str:

@@ -1,6 +1,7 @@
 """A checkpoint's name or file -> a network on a device at a precision, fed batch by batch."""
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -151,19 +152,24 @@ def compute(
         return model.endpoints(clips, [endpoint])[endpoint].float()
 
 
+# PyTorch's settings are the process's: of two threads that change and restore them in turns, one
+# would compute with the other's.
+_settings = threading.RLock()
+
+
 @contextmanager
 def full_float32(*, benchmark: bool | None = None) -> Iterator[None]:
     """In here float32 is float32, whatever the user allows PyTorch elsewhere.
 
     TF32 in cuDNN's convolutions, which PyTorch allows by itself, costs three digits; bfloat16 in
-    oneDNN's products more. (No product of ours goes to cuBLAS.)
+    oneDNN's products more. (No product of ours goes to cuBLAS.) One thread at a time is in here.
 
     Args:
         benchmark: whether cuDNN tries which kernels are the fastest; None: as it is.
     """
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn
-    with ExitStack() as before:
+    with _settings, ExitStack() as before:
 
         def change(owner: Any, name: str, value: Any) -> None:
             before.callback(setattr, owner, name, getattr(owner, name))
@@ -226,12 +232,20 @@ def load_network(
     """
     if isinstance(checkpoint, I3D):
         name = f"the {checkpoint.stream} network"
+        types = {p.dtype for p in checkpoint.parameters()} - {torch.float32}
+        if types:
+            raise UsageError(
+                f"{name} in memory has parameters in {', '.join(map(str, types))}; give it in "
+                "float32, as model.float() makes it, and ask for another precision by its option"
+            )
         if checkpoint.folded and bn_eps is None:
             used = UsedCheckpoint("", checkpoint.source, "")
             return Network(
                 checkpoint, used, own_bn_eps=checkpoint.bn_eps, device=device, precision=precision
             )
         weights = checkpoint.weights()
+        # copies: what is trained on would change half of what is folded
+        weights = Weights(weights.config, {k: t.clone() for k, t in weights.tensors.items()})
     else:
         name = os.fspath(checkpoint)
         weights = _read(resolve(checkpoint, progress=progress), bn_eps)

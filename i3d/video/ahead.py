@@ -13,11 +13,13 @@ from typing import Self
 
 import numpy as np
 
+from i3d.errors import UsageError
 from i3d.video.reader import VideoReader
 from i3d.video.source import Source
 
 AHEAD_FRAMES = 64  # in memory beside the caller's: 22 MB at 256 x 455 pixels
 _NICE = 10  # what the caller works on comes first: the first window of a video is there 7 % sooner
+_LEAVE_SECONDS = 0.5  # that whoever leaves in a hurry waits for the thread
 _LOOK_SECONDS = 0.1  # how often a thread with nothing to do looks whether it is still wanted
 
 
@@ -42,8 +44,10 @@ class AheadReader:
         self.end_seconds, self.fps, self.short_side = end_seconds, fps, short_side
         self._reader: VideoReader | None = None
         self._queue: Queue[np.ndarray | BaseException | None] = Queue(AHEAD_FRAMES)
+        self._iterated = self._ended = False
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._read, name="i3d-decode", daemon=True)
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="i3d-decode", daemon=True)
         self._thread.start()
 
     @property
@@ -53,31 +57,57 @@ class AheadReader:
         return self._reader
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        if self._iterated or self._closed.is_set():
+            raise UsageError("this video was read already; open it again")
+        self._iterated = True
+        return self._take()
+
+    def _take(self) -> Iterator[np.ndarray]:
         while (item := self._queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
 
-    def close(self) -> None:
-        """Stop reading, and close the file."""
+    def close(self, *, wait: bool = True) -> None:
+        """Stop reading, and close the file.
+
+        Args:
+            wait: until the thread has ended. One that waits for a server may take a minute; without
+                it, that thread closes the file when it ends.
+        """
         self._closed.set()
         with suppress(Empty):  # the thread may wait for room
             while True:
                 self._queue.get_nowait()
-        self._thread.join()
-        if self._reader is not None:
-            self._reader.close()
+        self._thread.join(None if wait else _LEAVE_SECONDS)
+        self._finish()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self.close(wait=kind is None)
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        finally:
+            self._ended = True
+            self._finish()
+
+    def _finish(self) -> None:
+        """Close the file, where the thread has ended and nobody asks any more."""
+        with self._lock:
+            if self._ended and self._closed.is_set() and self._reader is not None:
+                self._reader.close()
 
     def _read(self) -> None:
-        if sys.platform == "linux":  # where threads have priorities of their own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
+            if sys.platform == "linux":  # where threads have priorities of their own
+                thread = threading.get_native_id()
+                with suppress(OSError):
+                    nice = max(_NICE, os.getpriority(os.PRIO_PROCESS, thread))
+                    os.setpriority(os.PRIO_PROCESS, thread, nice)
             self._reader = VideoReader(
                 self.source,
                 end_seconds=self.end_seconds,

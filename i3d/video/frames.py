@@ -12,6 +12,8 @@ from i3d.video.picture import check_size, resize, scale_size
 if TYPE_CHECKING:
     import torch
 
+LEAST_FPS = 1e-3  # of what is given: a picture every 17 minutes
+
 
 class FrameReader:
     """The frames of an array, at another rate and size: what `VideoReader` is for files.
@@ -50,8 +52,8 @@ class FrameReader:
         shape = tuple(frames.shape)
         if kind != "uint8" or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise UsageError(f"frames are uint8 (T, H, W, 3), RGB; these are {kind} {shape}")
-        if not 0 < source_fps < float("inf"):
-            raise UsageError(f"{source_fps} frames a second: it must be a number above 0")
+        if not LEAST_FPS <= source_fps < float("inf"):
+            raise UsageError(f"{source_fps} frames a second: it must be {LEAST_FPS:g} or more")
         self.name = f"<{len(frames)} frames>"
         self.duration_seconds = len(frames) / source_fps
         check_size(self.name, shape[2], shape[1])

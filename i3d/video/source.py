@@ -151,7 +151,7 @@ def open_location(location: files.Location) -> IO[bytes]:
     try:
         return files.open_read(location)
     except FileNotFoundError as error:
-        if files.is_url(location):  # what the server said
+        if name.startswith(("http://", "https://")):  # what the server said
             raise VideoError(f"cannot open {name}: {files.explain(error)}") from error
         raise VideoError(f"there is no file {name}") from error
     except IsADirectoryError as error:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from i3d.report.drawing import Image, Rectangle, Text, svg_file, svg_text
-from i3d.report.timeline import FULL, MAX_BOXES, MAX_ROWS, Truth, lay_out_timeline
+from i3d.report.timeline import FULL, MAX_BOXES, MAX_ROWS, Truth, _span, lay_out_timeline
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -96,6 +96,11 @@ class Picture:
 
 
 SHARES = rows_of((7, 0.9), (7, 0.8), (2, 0.3), (4, 0.62), (7, 0.97))
+
+
+def test_a_time_is_rounded_as_a_whole():
+    assert _span(120.0, 179.996) == "2:00.00\N{EN DASH}3:00.00"
+    assert _span(1.004, 2.996) == "1.00\N{EN DASH}3.00 s"
 
 
 def test_a_box_spans_its_window_in_the_row_of_its_class():

@@ -1,5 +1,7 @@
 """Networks of one job: their device and arithmetic, and the frames that they were made for."""
 
+import threading
+
 import pytest
 import torch
 from support import bundles
@@ -249,3 +251,23 @@ def test_bfloat16_elsewhere_does_not_reach_a_network(rgb_scratch):
     expected = compute(model, clips)
     with BACKENDS.flags(fp32_precision="bf16"):
         assert torch.equal(compute(model, clips), expected)
+
+
+def test_one_thread_at_a_time_changes_the_settings():
+    """They are the process's: who leaves would give the other the user's again."""
+    entered, inside, leave = threading.Event(), threading.Event(), threading.Event()
+
+    def second():
+        entered.set()
+        with full_float32():
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=second)
+    with full_float32(), full_float32():  # the same thread may, again
+        thread.start()
+        entered.wait(30)
+        assert not inside.wait(0.3)
+    assert inside.wait(30)
+    leave.set()
+    thread.join()

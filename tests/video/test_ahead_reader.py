@@ -1,5 +1,6 @@
 """Frames that a thread reads ahead are the video's, and the thread ends."""
 
+import io
 import threading
 import time
 
@@ -8,7 +9,7 @@ import pytest
 from support.videos import noise_images, write_video
 
 import i3d
-from i3d.errors import VideoError
+from i3d.errors import UsageError, VideoError
 from i3d.video import AheadReader
 from i3d.video.ahead import AHEAD_FRAMES
 
@@ -59,6 +60,45 @@ def test_it_is_closed_in_the_middle(video, taken):
                 pass
         assert not threads()
         assert not file.closed  # the caller's
+
+
+def test_it_is_read_once(video):
+    with read(video) as ahead:
+        assert len(list(ahead)) == COUNT
+        with pytest.raises(UsageError, match="read already"):
+            iter(ahead)
+
+
+def test_a_priority_that_cannot_be_changed_costs_nothing(video, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.setpriority", refuse)
+    with read(video) as ahead:
+        assert len(list(ahead)) == COUNT
+
+
+class Stalled(io.BytesIO):
+    """A file whose bytes do not come before somebody lets them."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.go_on = threading.Event()
+
+    def read(self, size=-1):
+        self.go_on.wait(60)
+        return super().read(size)
+
+
+def test_who_leaves_in_a_hurry_waits_for_no_server(video):
+    file = Stalled(video.read_bytes())
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), read(file) as ahead:
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 30  # the server's patience is longer
+    file.go_on.set()
+    ahead._thread.join(30)
+    assert not threads()
 
 
 def test_what_is_wrong_is_raised_where_frames_are_asked_for(tmp_path):

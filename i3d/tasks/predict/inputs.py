@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from i3d import files
@@ -53,7 +54,7 @@ def read_early(names: Sequence[str], *, clip_alone: bool) -> AheadReader | None:
         clip_alone: whether only the test clip is looked at.
     """
     path = files.local_path(names[0])
-    if path is None or names[0] == STANDARD_INPUT or not path.is_file():
+    if path is None or names[0] == STANDARD_INPUT or not os.path.isfile(path):  # noqa: PTH113
         return None
     preset = KINETICS_I3D
     return AheadReader(
@@ -71,8 +72,12 @@ def find_inputs(names: Sequence[str]) -> list[Input]:
         UsageError: a folder without videos, or standard input twice or from a terminal.
         StorageError: a folder cannot be read.
     """
+    if "" in names:
+        raise UsageError("a video's name is empty; is a variable not set?")
     if names.count(STANDARD_INPUT) > 1:
         raise UsageError(f"{STANDARD_INPUT} is standard input, and can be read once")
+    if STANDARD_INPUT in names and sys.stdin is None:
+        raise UsageError(f"{STANDARD_INPUT} is standard input, which is closed")
     if STANDARD_INPUT in names and sys.stdin.isatty():
         raise UsageError(
             f"{STANDARD_INPUT} is standard input, a terminal here; pipe a video into it: "
@@ -81,9 +86,32 @@ def find_inputs(names: Sequence[str]) -> list[Input]:
     return [found for name in names for found in _find(name)]
 
 
+def refuse_own_input(output: files.Location, inputs: Sequence[Input]) -> None:
+    """Refuse an output that is one of the videos, under whatever name.
+
+    Raises:
+        UsageError: it is.
+    """
+    path = files.local_path(output)
+    if path is None or not os.path.isfile(path):  # noqa: PTH113
+        return
+    if any(_is_file(given, path) for given in inputs):
+        raise UsageError(f"{output}: that is the video itself; give another name")
+
+
+def _is_file(given: Input, path: Path) -> bool:
+    source = 0 if given.name == STANDARD_INPUT else files.local_path(given.name)
+    try:
+        return source is not None and os.path.samestat(os.stat(source), path.stat())  # noqa: PTH116
+    except OSError:  # what is not there is another one
+        return False
+
+
 def _find(name: str) -> list[Input]:
     path = files.local_path(name)
-    is_folder = name != STANDARD_INPUT and (name.endswith("/") if path is None else path.is_dir())
+    # os.path's say no of a name that the system refuses, and reading it says why
+    there = name.endswith("/") if path is None else os.path.isdir(path)  # noqa: PTH112
+    is_folder = name != STANDARD_INPUT and there
     if not is_folder:
         return [Input(name)]
     others = 0

@@ -43,7 +43,7 @@ def check_map(output: files.Location, predictor: Networks, videos: Sequence[str]
 
     Raises:
         UsageError: several videos, a name that does not end in .mp4, a folder that is not there,
-            the very video that is looked at, or a network whose layers cannot be seen.
+            or a network whose layers cannot be seen.
     """
     if len(videos) > 1:
         raise UsageError(f"--map shows one video, not {len(videos)}; call it for each")
@@ -55,9 +55,6 @@ def check_map(output: files.Location, predictor: Networks, videos: Sequence[str]
             raise UsageError(f"{output}: there is no folder {path.parent}; make it first")
         if path.is_dir():
             raise UsageError(f"{output}: that is a folder; give the name of a file")
-        sources = [files.local_path(video) for video in videos]
-        if path.exists() and any(x and x.exists() and x.samefile(path) for x in sources):
-            raise UsageError(f"{output}: that is the video itself; give another name")
     for name, model in zip(predictor.checkpoints, predictor.models, strict=True):
         if isinstance(model, ExportedNetwork):
             raise UsageError(

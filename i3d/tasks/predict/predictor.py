@@ -5,9 +5,7 @@ frames (T, H, W, 3) --rgb_clip--> (3, T, 224, 224) --RGB network--> logits --+
   +--TV-L1--> (T-1, H, W, 2) --flow_clip--> (2, T-1, 224, 224) --flow net--> logits
 """
 
-import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast, overload
 
@@ -47,8 +45,9 @@ from i3d.tasks.predict.result import (
     top_classes,
 )
 from i3d.tasks.predict.segments import find_cuts, find_segments
-from i3d.video import AheadReader, DamagedVideoWarning, FrameReader, Source, VideoReader
+from i3d.video import AheadReader, FrameReader, Source, VideoReader
 
+MOST_SECONDS = 366 * 86400.0  # from one window to the next
 THUMBNAIL_PIXELS = 128  # short side of the frames that are kept to be shown
 
 # What is looked at: a file, one that is being read already, or frames uint8 (T, H, W, 3), RGB.
@@ -194,24 +193,22 @@ class Predictor:
             raise UsageError(f"top_k is {top_k}; it must be at least 1")
         preset = self.preset
         shortest = MIN_FRAMES / preset.fps
-        if every_seconds is not None and not shortest <= every_seconds < math.inf:
+        if every_seconds is not None and not shortest <= every_seconds <= MOST_SECONDS:
             raise UsageError(
                 f"every {every_seconds} seconds: a window needs {MIN_FRAMES} frames, "
-                f"that is {shortest:.2f} s or more"
+                f"that is {shortest:.2f} s or more, and there is one a year at least"
             )
         if mean and every_seconds is None:
             raise UsageError("the mean is over windows along a video; give every_seconds as well")
         windows: list[Window] = []
         frames_seen, still = 0, True
-        with (
-            warnings.catch_warnings(),
-            self._open(video, every_seconds is None, fps) as reader,
-        ):
-            warnings.simplefilter("ignore", DamagedVideoWarning)  # it goes into the result
+        first: np.ndarray | None = None
+        with self._open(video, every_seconds is None, fps) as reader:
             for look in self._look_along(reader, every_seconds):
                 windows.append(look.window)
                 frames_seen += len(look.frames)
-                still = still and _is_still(look.frames)
+                first = look.frames[0].copy() if first is None else first
+                still = still and all(np.array_equal(first, frame) for frame in look.frames)
                 if watch is not None:
                     watch(look)
             opened = _opened(reader)
@@ -290,18 +287,21 @@ class Predictor:
         """Every window of a video, as soon as its frames are there."""
         fps = self.preset.fps
         windows = _windows(reader, self.preset.clip_frames, every_seconds, fps)
+        last: tuple[int, np.ndarray] | None = None  # the frame before, and the next one's number
         for start, frames, clip_frames in windows:
             name = _opened(reader).name
             where = name if every_seconds is None else f"{name}, {start / fps:g} s"
             flow = self._flow(frames, where)
             clips = self._clips(frames, flow, clip_frames)
             end_seconds = (start + len(frames)) / fps
+            before = last[1] if last is not None and last[0] == start else None
+            last = start + len(frames), frames[-1]
             window = Window(
                 start_seconds=start / fps,
                 end_seconds=end_seconds,
                 logits=self._logits(clips, where),
                 frame=_thumbnail(frames[len(frames) // 2]),
-                cuts=tuple((start + i) / fps for i in find_cuts(frames)),
+                cuts=tuple((start + i) / fps for i in find_cuts(frames, before=before)),
             )
             yield Look(window, frames, flow, clips, end_seconds, _duration(reader))
 
@@ -352,11 +352,6 @@ def _is_video(videos: Video | Iterable[Video]) -> bool:
     """Whether it is one video, and not several."""
     one = str | os.PathLike | bytes | bytearray | memoryview | np.ndarray | torch.Tensor
     return isinstance(videos, one | AheadReader) or hasattr(videos, "read")
-
-
-def _is_still(frames: np.ndarray) -> bool:
-    """Whether all of them are the same picture."""
-    return all(np.array_equal(frames[0], frame) for frame in frames[1:])
 
 
 def _opened(reader: AheadReader | FrameReader) -> VideoReader | FrameReader:

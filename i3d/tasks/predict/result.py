@@ -48,7 +48,7 @@ class Window:
         end_seconds: of the end of its last.
         logits: float32 (num_classes,), summed over the streams.
         frame: uint8 (h, w, 3), RGB: the middle one, small, to show.
-        cuts: seconds within it at which the picture changes at once, to another shot.
+        cuts: seconds at which the picture changes at once, to another shot: its start, or within.
     """
 
     start_seconds: float
@@ -120,7 +120,7 @@ class Segment:
         span = f"{self.start_seconds:8.1f} -{self.end_seconds:8.1f} s"
         if self.probability is None:
             return f"{span}  uncertain"
-        return f"{span}  {self.name}  {self.probability:.0%}".replace("%", " %")
+        return f"{span}  {self.name}  {100 * self.probability:.0f} %"
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from i3d.console import Bar, progress_bar, say, say_written, show, show_text
-from i3d.errors import I3DError, UsageError
+from i3d.errors import I3DError, UsageError, hide_secrets
 from i3d.report.plot import check_plot
 from i3d.spreadsheet import write_rows
-from i3d.tasks.predict.inputs import Input, find_inputs
+from i3d.tasks.predict.inputs import Input, find_inputs, refuse_own_input
 from i3d.tasks.predict.map_video import MapVideo, check_map
 from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, PredictOptions
 from i3d.tasks.predict.predictor import Predictor
@@ -47,6 +47,9 @@ def run_predict(
     inputs = find_inputs(names)
     if early is not None:
         inputs[0] = replace(inputs[0], early=early)
+    for output in (options.plot, options.map):
+        if output is not None:
+            refuse_own_input(output, inputs)
     if options.plot is not None and len(inputs) > 1:
         raise UsageError(f"--plot draws one video, not {len(inputs)}; call it for each")
     every_seconds = options.every_seconds
@@ -162,7 +165,7 @@ class _Printer:
 def _rows(name: str, outcome: Prediction | I3DError) -> list[tuple[Any, ...]]:
     """A row for each segment; of a video that failed one with its error."""
     if isinstance(outcome, I3DError):
-        return [(name, "", "", "", "", "", str(outcome))]
+        return [(hide_secrets(name), "", "", "", "", "", hide_secrets(str(outcome)))]
     return [
         (
             outcome.video,

@@ -12,7 +12,7 @@ answer are one segment.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import cv2
 import numpy as np
@@ -32,17 +32,23 @@ CUT_RATIO = 4.0
 _SMALL = 32  # pixels a side
 
 
-def find_cuts(frames: np.ndarray) -> tuple[int, ...]:
-    """Numbers of the frames, uint8 (T, H, W, 3), that begin another shot at once."""
+def find_cuts(frames: np.ndarray, *, before: np.ndarray | None = None) -> tuple[int, ...]:
+    """Numbers of the frames that begin another shot at once.
+
+    Args:
+        frames: uint8 (T, H, W, 3).
+        before: the frame before the first; None: then the first begins no other shot.
+    """
     small = [
         cv2.resize(frame, (_SMALL, _SMALL), interpolation=cv2.INTER_AREA).astype(np.int16)
-        for frame in frames
+        for frame in chain(() if before is None else (before,), frames)
     ]
     changes = np.array([np.abs(b - a).mean() for a, b in pairwise(small)])
     if not len(changes):
         return ()
     least = max(CUT_LEVELS, CUT_RATIO * float(np.median(changes)))
-    return tuple(int(i) + 1 for i in np.flatnonzero(changes >= least))
+    offset = 1 if before is None else 0
+    return tuple(int(i) + offset for i in np.flatnonzero(changes >= least))
 
 
 @dataclass(frozen=True)
@@ -102,21 +108,29 @@ def find_segments(windows: Sequence[Window], classes: Sequence[str]) -> tuple[Se
 def _divide(windows: Sequence[Window]) -> Iterator[_Part]:
     """The windows, those with cuts in parts, for which who shows most of their shot answers."""
     for i, window in enumerate(windows):
-        edges = [window.start_seconds, *window.cuts, window.end_seconds]
-        spans = list(pairwise(edges))
+        spans = list(pairwise([window.start_seconds, *_inner_cuts(window), window.end_seconds]))
         for k, (start, end) in enumerate(spans):
             shown = [(end - start, window)]
-            if len(spans) > 1 and k == 0 and i > 0:
+            if len(spans) > 1 and k == 0 and i > 0 and _adjoin(windows[i - 1], window):
                 before = windows[i - 1]
-                if before.end_seconds >= start:
-                    since = before.cuts[-1] if before.cuts else before.start_seconds
-                    shown.append((before.end_seconds - since, before))
-            if len(spans) > 1 and k == len(spans) - 1 and i + 1 < len(windows):
+                since = [before.start_seconds, *_inner_cuts(before)][-1]
+                shown.append((before.end_seconds - since, before))
+            last = k == len(spans) - 1 and i + 1 < len(windows)
+            if len(spans) > 1 and last and _adjoin(window, windows[i + 1]):
                 after = windows[i + 1]
-                if after.start_seconds <= end:
-                    until = after.cuts[0] if after.cuts else after.end_seconds
-                    shown.append((until - after.start_seconds, after))
+                until = [*_inner_cuts(after), after.end_seconds][0]
+                shown.append((until - after.start_seconds, after))
             yield _Part(start, end, max(shown, key=lambda item: item[0])[1])
+
+
+def _inner_cuts(window: Window) -> list[float]:
+    """Those after its first frame."""
+    return [cut for cut in window.cuts if cut > window.start_seconds]
+
+
+def _adjoin(window: Window, after: Window) -> bool:
+    """Whether the shot goes on from one window to the next."""
+    return window.end_seconds >= after.start_seconds and after.start_seconds not in after.cuts
 
 
 def _segment(answer: int | None, parts: Sequence[_Part], classes: Sequence[str]) -> Segment:

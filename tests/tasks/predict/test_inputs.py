@@ -73,8 +73,9 @@ def test_other_arrays_are_refused(predictor, frames):
 def test_a_rate_is_of_an_array(predictor, video):
     with pytest.raises(UsageError, match="a file says its own"):
         predictor(video, fps=30)
-    with pytest.raises(UsageError, match="above 0"):
-        predictor(np.zeros((3, 8, 8, 3), np.uint8), fps=0)
+    for fps in (0, -1, 1e-320, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=r"it must be 0\.001 or more"):
+            predictor(np.zeros((3, 8, 8, 3), np.uint8), fps=fps)
 
 
 @pytest.mark.parametrize("short_side", [256, 64])
@@ -111,6 +112,25 @@ def test_a_network_in_memory_is_a_checkpoint(networks, video):
     )
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
     assert not model.folded
+
+
+def test_what_is_trained_on_changes_no_predictor(networks, video):
+    model = i3d.load(networks["rgb"], trainable=True)
+    kept = i3d.Predictor(model, device="cpu")
+    before = logits(kept(video))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    np.testing.assert_array_equal(logits(kept(video)), before)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_network_of_another_precision_is_refused(networks, trainable):
+    model = i3d.load(networks["rgb"], trainable=trainable).half()
+    with pytest.raises(
+        UsageError, match=r"the rgb network in memory has parameters in torch\.float16"
+    ):
+        i3d.Predictor(model, device="cpu")
 
 
 def test_the_folder_of_a_training_is_a_checkpoint(networks, video, tmp_path, capsys):
@@ -177,6 +197,51 @@ def test_standard_input_has_a_bound(networks):
     line = done.stderr.decode().strip()
     assert done.returncode == 1 and done.stdout == b""
     assert line.startswith("i3d: <stdin>: more than 0.001 GiB, from standard input, which must be")
+
+
+def test_standard_input_that_is_closed(networks, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert exit_code("predict", "-", "--checkpoint", networks["rgb"]) == 2
+    assert "standard input, which is closed" in capsys.readouterr().err
+
+
+def test_an_empty_name_is_no_folder(networks, capsys):
+    """As from a variable that is not set."""
+    assert exit_code("predict", "", "--checkpoint", networks["rgb"]) == 2
+    assert "a video's name is empty" in capsys.readouterr().err
+
+
+def test_a_name_that_the_system_refuses_stops_no_other(networks, video, capsys):
+    words = ("predict", "a" * 300, video, "--checkpoint", networks["rgb"], "--json")
+    assert exit_code(*words) == 1
+    first, second = json.loads(capsys.readouterr().out)["results"]
+    assert "too long" in first["error"] and second["video"] == video
+
+
+@pytest.mark.parametrize("option", ["--plot", "--map"])
+def test_an_output_is_no_input(networks, video, tmp_path, capsys, option):
+    """Under another name, too; a picture has one that plots may have."""
+    path = tmp_path / ("x.svg" if option == "--plot" else "x.mp4")
+    shutil.copy(video, path)
+    other = path.with_stem("y")
+    os.link(path, other)
+    words = ("predict", path, "--checkpoint", networks["rgb"], option, other)
+    assert exit_code(*words) == 2
+    assert "that is the video itself" in capsys.readouterr().err
+    assert path.read_bytes() == Path(video).read_bytes()
+
+
+def test_standard_input_is_no_output(networks, video, tmp_path):
+    path = tmp_path / "x.mp4"
+    shutil.copy(video, path)
+    with path.open("rb") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "i3d", "predict", "-", "--map", path,
+             "--checkpoint", networks["rgb"]],
+            stdin=file, capture_output=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2 and b"that is the video itself" in done.stderr
+    assert path.read_bytes() == Path(video).read_bytes()
 
 
 def test_standard_input_is_read_once(networks, capsys):
@@ -267,6 +332,25 @@ def test_csv_has_a_row_a_segment(networks, video, predictor, tmp_path, capsys):
     (failed,) = rows[len(segments) :]
     assert failed[0].endswith("bad.mp4") and "not a video" in failed[6] and not any(failed[1:6])
     assert exit_code(*words, "--csv", "--json") == 2
+
+
+def test_the_secrets_of_an_address_take_no_cell_with_them(networks, video, capsys):
+    with WebServer() as server:
+        server.files["/x.mp4"] = Path(video).read_bytes()
+        name = f"{server.url}/x.mp4?X-Amz-Signature=abc"
+        words = ("predict", name, f"{server.url}/y.mp4?token=abc", "--csv")
+        assert exit_code(*words, "--checkpoint", networks["rgb"]) == 1
+    _, row, failed = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert len(row) == len(failed) == 7 and row[1:3] == ["0.0", "1.6"] and row[6] == ""
+    assert row[0] == f"{server.url}/x.mp4?X-Amz-Signature=***"
+    assert "404" in failed[6] and "abc" not in failed[0] + failed[6]
+
+
+def test_pictures_that_change_between_windows_are_no_still(predictor):
+    """Each of a second, in windows of a second."""
+    slides = np.stack(noise_images(3, 64, 48))
+    assert not predictor(slides, fps=1, every_seconds=1).still
+    assert predictor(slides[:1], fps=0.2, every_seconds=1).still
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.mp4"])

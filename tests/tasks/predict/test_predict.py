@@ -220,6 +220,7 @@ def test_one_bad_video_does_not_stop_the_rest(networks, video, tmp_path, capsys)
     [
         (["--checkpoint", "rgb_imagenet_kinetics40"], "did you mean rgb_imagenet_kinetics400"),
         (["--checkpoint", "RGB", "--every", "0.1"], "0.36 s"),
+        (["--checkpoint", "RGB", "--every", "1e308"], "one a year at least"),
         (["--no-such-option"], "no-such-option"),
         (["--top-k", "many"], "top-k"),
         (["--checkpoint", "RGB", "--plot", "x.xyz"], ".xyz|suffixes"),
@@ -314,7 +315,7 @@ def test_videos_on_servers_that_fail(networks, capsys, monkeypatch):
     assert "s3cret" not in said.out + said.err
     results = json.loads(said.out)["results"]
     assert "HTTP 403" in results[0]["error"]
-    assert "there is no file http" in results[1]["error"]
+    assert "cannot open http" in results[1]["error"] and "404" in results[1]["error"]
     assert results[2]["video"] == f"http://***@{server.host}/good.mp4"
     assert "connection refused" in results[3]["error"]
     for result in results:

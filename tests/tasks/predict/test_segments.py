@@ -44,6 +44,7 @@ def test_windows_that_are_not_sure_are_one_segment_without_a_class():
     assert first.name is first.index is first.probability is None
     assert (second.name, second.start_seconds) == ("a", 2)
     assert str(first) == "     0.0 -     2.0 s  uncertain"
+    assert str(replace(second, name="100% wool")) == "     2.0 -     3.0 s  100% wool  71 %"
     assert str(second) == "     2.0 -     3.0 s  a  71 %"
     assert 0.6 < SURE < 0.71
 
@@ -59,6 +60,15 @@ def test_a_window_over_a_cut_is_divided_there():
     assert spans([before, over, after]) == [(0, 2.5, "a"), (2.5, 6, "b")]
     segments = find_segments([before, over, after], CLASSES)
     assert [s.probability for s in segments] == pytest.approx([0.9, 0.8], abs=1e-5)
+
+
+def test_a_shot_that_begins_with_a_window_is_its_own():
+    """Its neighbour in time is of another shot, and says nothing of it."""
+    before, after = window(0, 2, 0.9), window(4, 6, 0.05, 0.0, 0.9)
+    short = replace(window(2, 4, 0.0, 0.9), cuts=(2.0, 3.0))
+    assert spans([before, short, after]) == [(0, 2, "a"), (2, 3, "b"), (3, 6, "c")]
+    last = replace(window(4, 6, 0.0, 0.0, 0.9), cuts=(4.0, 5.0))
+    assert spans([before, short, last]) == [(0, 2, "a"), (2, 4, "b"), (4, 6, "c")]
 
 
 def test_a_shot_that_no_window_saw_alone_keeps_the_answers_of_its_windows():
@@ -80,6 +90,8 @@ def test_cuts_are_where_the_picture_changes_at_once():
         large = cv2.resize(scene, (64, 48), interpolation=cv2.INTER_CUBIC).astype(int)
         frames += [np.clip(large + 3 * (i % 2), 0, 255).astype(np.uint8) for i in range(length)]
     assert find_cuts(np.stack(frames)) == (10, 11)
+    assert find_cuts(np.stack(frames[10:]), before=frames[9]) == (0, 1)
+    assert find_cuts(np.stack(frames[11:]), before=frames[11]) == ()
     dissolve = [(i * frames[0].astype(float) + (24 - i) * frames[-1]) / 24 for i in range(25)]
     assert find_cuts(np.stack(dissolve).astype(np.uint8)) == ()
 
