@@ -47,6 +47,21 @@ def shards(dataset, tmp_path_factory):
     return folder
 
 
+def without_etags(folder):
+    """Contents of a folder but for the ETags of the videos, which S3 has, and hashes over them."""
+    found = {}
+    for name, data in folder.items():
+        found[name] = data
+        if name.endswith(".json"):
+            document = json.loads(data)
+            for hashed in ("sha256", "manifest"):
+                document.pop(hashed, None)
+            for sample in (s for shard in document.get("shards", []) for s in shard):
+                sample.pop("etag", None)
+            found[name] = document
+    return found
+
+
 def test_shards_on_a_server(store, dataset, shards, capsys):
     output = f"{store}/out"
     assert exit_code("precompute", dataset, output, *RGB) == 0
@@ -82,7 +97,7 @@ def test_videos_and_shards_on_a_server(store, dataset, shards, tmp_path):
         for rank in range(2)
     ]
     assert [process.wait() for process in ranks] == [0, 0]
-    assert contents(output) == contents(shards)
+    assert without_etags(contents(output)) == without_etags(contents(shards))
 
     there, here = open_dataset(output), open_dataset(shards)
     assert there.failures() == here.failures()
@@ -102,7 +117,8 @@ def test_flow_of_videos_on_a_server(store, dataset, tmp_path):
         assert (
             exit_code("precompute", f"{root}/val", f"{root}/out", *OPTIONS, "--workers", "2") == 0
         )
-    assert contents(f"{store}/out") == contents(tmp_path / "out")
+    there, here = contents(f"{store}/out"), contents(tmp_path / "out")
+    assert without_etags(there) == without_etags(here)
     assert open_dataset(f"{store}/out").manifest.streams == ("rgb", "flow")
 
 
