@@ -82,7 +82,8 @@ def fingerprint(weights: Weights) -> str:
 
 # The network in a folder, the first that is there: save_pretrained's, i3d train's best and newest.
 # Other folders are TensorFlow's.
-FOLDER_FILES = ("model.safetensors", "best.safetensors", "last.safetensors")
+BEST, LAST = "best.safetensors", "last.safetensors"
+FOLDER_FILES = ("model.safetensors", BEST, LAST)
 
 
 def resolve(name_or_path: files.Location, *, progress: bool = False) -> files.Location:

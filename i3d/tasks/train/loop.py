@@ -12,6 +12,7 @@ from i3d import files
 from i3d.console import Bar
 from i3d.data.reading.random_clips import load_batches
 from i3d.errors import I3DError
+from i3d.models.checkpoints import BEST, LAST
 from i3d.models.format import Weights, write_safetensors
 from i3d.parallel.world import Group
 from i3d.records import pick, plain
@@ -19,7 +20,7 @@ from i3d.tasks.train.interrupts import Stop, others_may_die
 from i3d.tasks.train.learner import Gradients, Learner
 from i3d.tasks.train.plan import Plan
 from i3d.tasks.train.start import Start
-from i3d.tasks.train.state import BEST, LAST, History, LogRow, Logs, Totals, write_state
+from i3d.tasks.train.state import History, LogRow, Logs, Totals, write_state
 from i3d.tasks.train.validation import validate
 
 

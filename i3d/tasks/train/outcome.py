@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from i3d import files
+from i3d.models.checkpoints import BEST, LAST
 from i3d.presets import Stream
-from i3d.tasks.train.state import BEST, LAST, LogRow, ValidationRow
+from i3d.tasks.train.state import LogRow, ValidationRow
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,13 @@ import torch
 
 from i3d import files
 from i3d.errors import CheckpointError, DatasetError, StorageError
+from i3d.models.checkpoints import BEST, LAST
 from i3d.models.format import NetworkConfig
 from i3d.records import pick
 from i3d.tasks.train.events import Events
 
 KIND = "i3d train 1"
 STATE = "state.pt"
-LAST = "last.safetensors"
-BEST = "best.safetensors"
 LOG = "log.csv"
 VALIDATION = "validation.csv"
 TENSORBOARD = "tensorboard"
