@@ -14,14 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from i3d import files
 from i3d.errors import STEERING, hide_secrets, shown
 
 LOG_SECONDS = 10.0
-
-_T = TypeVar("_T")
 
 
 def visible(text: str) -> str:
@@ -29,17 +27,17 @@ def visible(text: str) -> str:
     return shown(text).replace("\n", "\\n")
 
 
-def _visible_names(value: _T) -> _T:
+def _visible_names(value: Any) -> Any:
     """A result whose texts are `visible`: a line break in a name is none in what is made of it."""
     if isinstance(value, str):
-        return visible(value)  # type: ignore[return-value]
+        return visible(value)
     if isinstance(value, tuple | list):
         items = [_visible_names(item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
         return {
             visible(k) if isinstance(k, str) else k: _visible_names(v) for k, v in value.items()
-        }  # type: ignore[return-value]
+        }
     if is_dataclass(value) and not isinstance(value, type):
         changed = copy.copy(value)
         for field in fields(value):

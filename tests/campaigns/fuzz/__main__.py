@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[2])  # tests, as pytest has it
 
-from campaigns.fuzz.campaign import main  # noqa: E402
+from campaigns.fuzz.campaign import main  # noqa: E402 (found by that path)
 
 if __name__ == "__main__":
     sys.exit(main())

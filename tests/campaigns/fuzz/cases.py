@@ -255,8 +255,8 @@ def _deepest(frames: Sequence[traceback.FrameSummary], folder: Path) -> Any:
 
 def limit_memory(mib: int) -> None:
     """No more than so many MiB beyond what this process has."""
-    with open("/proc/self/status") as status:  # noqa: PTH123
-        used = next(int(line.split()[1]) for line in status if line.startswith("VmData"))
+    status = Path("/proc/self/status").read_text().splitlines()
+    used = next(int(line.split()[1]) for line in status if line.startswith("VmData"))
     limit = (used << 10) + (mib << 20)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
 
