@@ -128,8 +128,8 @@ def predict(options: PredictOptions, videos: tuple[str, ...]) -> int:
     """
     from i3d.tasks.predict.inputs import read_early
 
-    along = options.every_seconds is not None or options.plot is not None
-    with read_early(videos, clip_alone=not along) or nullcontext() as early:
+    clip_alone = options.window_seconds is None
+    with read_early(videos, clip_alone=clip_alone) or nullcontext() as early:
         from i3d.tasks.predict.run import run_predict  # PyTorch takes a second
 
         return run_predict(options, videos, early)

@@ -31,6 +31,7 @@ WRONG = """
 segment.probability + 1  # None where nobody is sure
 predictor(3)
 i3d.predict("a.mp4", every=2)
+predictor("a.mp4", every=2)
 one.segment
 """
 
@@ -85,4 +86,4 @@ def test_a_users_mistakes_are_seen(tmp_path):
     first = len(PROGRAM.splitlines()) + 1
     lines = check_types(tmp_path, PROGRAM + WRONG)
     places = {int(line.split(":")[1]) for line in lines if "error" in line}
-    assert places == {first + i for i in range(1, 5)}, lines
+    assert places == {first + i for i in range(1, 6)}, lines

@@ -32,6 +32,15 @@ def check_plot(output: files.Location, *, suffix: str = "") -> None:
         raise UsageError(f"{output}: a plot is a .{suffix} file; end the name so")
     if suffix or _suffix(output) != "svg":
         _check_suffix(output)
+    check_folder(output)
+
+
+def check_folder(output: files.Location) -> None:
+    """Refuse before the work a file that could not be written after it.
+
+    Raises:
+        UsageError: it is a folder; its folder is not there, or cannot be written to.
+    """
     path = files.local_path(output)
     if path is None:  # a server makes folders as they are needed
         return

@@ -5,8 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from i3d import files
 from i3d.console import say
@@ -16,6 +15,10 @@ from i3d.data.kinetics.listing import scan
 from i3d.errors import StorageError, UsageError
 from i3d.presets import KINETICS_I3D
 from i3d.video import AheadReader
+
+# They say no of a name that the system refuses (too long, in a closed folder), which is then that
+# video's error when it is opened; pathlib's raise.
+is_file, is_folder = os.path.isfile, os.path.isdir
 
 STANDARD_INPUT = "-"
 _CHUNK_BYTES = 1 << 20
@@ -54,7 +57,7 @@ def read_early(names: Sequence[str], *, clip_alone: bool) -> AheadReader | None:
         clip_alone: whether only the test clip is looked at.
     """
     path = files.local_path(names[0])
-    if path is None or names[0] == STANDARD_INPUT or not os.path.isfile(path):  # noqa: PTH113
+    if path is None or names[0] == STANDARD_INPUT or not is_file(path):
         return None
     preset = KINETICS_I3D
     return AheadReader(
@@ -86,33 +89,27 @@ def find_inputs(names: Sequence[str]) -> list[Input]:
     return [found for name in names for found in _find(name)]
 
 
-def refuse_own_input(output: files.Location, inputs: Sequence[Input]) -> None:
-    """Refuse an output that is one of the videos, under whatever name.
+def refuse_own_input(output: files.Location, given: Input) -> None:
+    """Refuse an output that is the video itself, under whatever name.
 
     Raises:
         UsageError: it is.
     """
-    path = files.local_path(output)
-    if path is None or not os.path.isfile(path):  # noqa: PTH113
+    path, source = files.local_path(output), files.local_path(given.name)
+    if path is None or source is None or not is_file(path):
         return
-    if any(_is_file(given, path) for given in inputs):
-        raise UsageError(f"{output}: that is the video itself; give another name")
-
-
-def _is_file(given: Input, path: Path) -> bool:
-    source = 0 if given.name == STANDARD_INPUT else files.local_path(given.name)
     try:
-        return source is not None and os.path.samestat(os.stat(source), path.stat())  # noqa: PTH116
+        read = os.fstat(0) if given.name == STANDARD_INPUT else source.stat()
     except OSError:  # what is not there is another one
-        return False
+        return
+    if os.path.samestat(read, path.stat()):
+        raise UsageError(f"{output}: that is the video itself; give another name")
 
 
 def _find(name: str) -> list[Input]:
     path = files.local_path(name)
-    # os.path's say no of a name that the system refuses, and reading it says why
-    there = name.endswith("/") if path is None else os.path.isdir(path)  # noqa: PTH112
-    is_folder = name != STANDARD_INPUT and there
-    if not is_folder:
+    there = name.endswith("/") if path is None else is_folder(path)
+    if name == STANDARD_INPUT or not there:
         return [Input(name)]
     others = 0
     found: list[Input] = []
@@ -160,4 +157,4 @@ def _read_standard_input() -> IO[bytes]:
         )
     except OSError as error:
         raise StorageError(f"{_StandardInput.name}: {error.strerror or error}") from error
-    return _StandardInput(copy.detach())  # type: ignore[attr-defined]
+    return _StandardInput(cast(io.BufferedRandom, copy).detach())

@@ -171,7 +171,7 @@ def draw_caption(
     """
     height, width = canvas.shape[:2]
     upper, lower = height - CAPTION_HEIGHT + 36, height - 18  # base lines
-    share = f"{probability:.0%}".replace("%", " %")  # as a segment is printed
+    share = f"{100 * probability:.0f} %"  # as a segment is printed
     share_left = width - _MARGIN - measure_text(share, _LARGE)
     left = _MARGIN
     if not is_sure:

@@ -20,10 +20,11 @@ from i3d.flow.color import flow_to_color
 from i3d.models.exported.runtimes import ExportedNetwork
 from i3d.models.i3d import I3D
 from i3d.presets import STREAMS, Preset, Stream
+from i3d.report.plot import check_folder
 from i3d.tasks.predict.activation import activation_map, upsample_map
 from i3d.tasks.predict.map_picture import Layout, draw_caption, draw_picture, draw_title
-from i3d.tasks.predict.result import Look
-from i3d.tasks.predict.segments import find_answer
+from i3d.tasks.predict.result import Look, Window
+from i3d.tasks.predict.segments import Part, divide, find_answer, inner_cuts
 from i3d.video.writer import Mp4Writer
 
 _TITLES: dict[Stream, str] = {"rgb": "RGB", "flow": "flow"}
@@ -38,29 +39,16 @@ class Networks(Protocol):
     preset: Preset
 
 
-def check_map(output: files.Location, predictor: Networks, videos: Sequence[str]) -> None:
+def check_map(output: files.Location) -> None:
     """Refuse before the work a video of maps that could not be written after it.
 
     Raises:
-        UsageError: several videos, a name that does not end in .mp4, a folder that is not there,
-            or a network whose layers cannot be seen.
+        UsageError: a name that does not end in .mp4, or a folder that is not there or cannot be
+            written to.
     """
-    if len(videos) > 1:
-        raise UsageError(f"--map shows one video, not {len(videos)}; call it for each")
     if PurePath(os.fspath(output)).suffix.lower() != ".mp4":
         raise UsageError(f"{output}: a video of maps is an .mp4 file; end the name so")
-    path = files.local_path(output)
-    if path is not None:
-        if not path.parent.is_dir():
-            raise UsageError(f"{output}: there is no folder {path.parent}; make it first")
-        if path.is_dir():
-            raise UsageError(f"{output}: that is a folder; give the name of a file")
-    for name, model in zip(predictor.checkpoints, predictor.models, strict=True):
-        if isinstance(model, ExportedNetwork):
-            raise UsageError(
-                f"{name}: --map needs the network's layers, which an exported one does not show; "
-                "use the checkpoint that it was made from"
-            )
+    check_folder(output)
 
 
 class MapVideo:
@@ -78,33 +66,56 @@ class MapVideo:
     and windows cannot. Under it stands what the window is called (`find_answer`): the class and its
     probability, or ``uncertain``, and of which class the map is.
 
+    Where a cut divides a window, each part has the answer that it has in the segments
+    (`i3d.tasks.predict.segments`), and the map of that: for which such a window waits for the next.
+
     Only what was looked at is in the video, once, at the preset's 25 frames a second. In memory is
-    a window at a time.
+    a window at a time, or two.
 
     Args:
         output: path or URL, which is written when the video is whole.
         predictor: whose looks are added.
 
     Raises:
+        UsageError: a network whose layers cannot be seen.
         OSError: it cannot be written.
     """
 
     def __init__(self, output: files.Location, predictor: Networks) -> None:
+        for name, model in zip(predictor.checkpoints, predictor.models, strict=True):
+            if isinstance(model, ExportedNetwork):
+                raise UsageError(
+                    f"{name}: --map needs the network's layers, which an exported one does not "
+                    "show; use the checkpoint that it was made from"
+                )
         self._output, self._predictor = output, predictor
+        self._before: Window | None = None
+        self._waiting: Look | None = None
         self._opened = ExitStack()  # the temporary file, and the video in it
         self._writer: Mp4Writer | None = None
 
     def add(self, look: Look) -> None:
         """Write a window's pictures, after those of the windows before."""
         try:
-            for picture in self._draw(look):
-                self._write(picture)
+            if self._waiting is not None:
+                self._show(self._waiting, look.window)
+            if inner_cuts(look.window):
+                self._waiting = look
+            else:
+                self._show(look, None)
         except BaseException as error:
             self._leave(error)
             raise
 
     def close(self) -> None:
         """Give the file its name. Where no window was added there is none."""
+        if self._waiting is not None:
+            try:
+                self._show(self._waiting, None)
+            except BaseException as error:
+                self._leave(error)
+                raise
+        self._before = None
         if self._writer is not None:
             self._writer = None
             self._opened.close()
@@ -129,8 +140,14 @@ class MapVideo:
             self._leave(error)
 
     def _leave(self, error: BaseException) -> None:
-        self._writer = None
+        self._writer = self._waiting = self._before = None
         self._opened.__exit__(type(error), error, error.__traceback__)
+
+    def _show(self, look: Look, after: Window | None) -> None:
+        """Write a window's pictures, when it is known what is before and after it."""
+        for picture in self._draw(look, divide(look.window, self._before, after)):
+            self._write(picture)
+        self._before, self._waiting = look.window, None
 
     def _write(self, picture: np.ndarray) -> None:
         if self._writer is None:
@@ -141,45 +158,55 @@ class MapVideo:
             )
         self._writer.write(picture)
 
-    def _draw(self, look: Look) -> Iterator[np.ndarray]:
+    def _draw(self, look: Look, parts: Sequence[Part]) -> Iterator[np.ndarray]:
         """The pictures of a window, uint8 (H, W, 3)."""
         preset, window = self._predictor.preset, look.window
-        answer = find_answer(window.logits)
-        evidence = self._find_evidence(look, answer.index)
-        largest = max(float(values.max()) for values in evidence.values())
-        if largest > 0:
-            evidence = {stream: values / largest for stream, values in evidence.items()}
         height, width = look.frames.shape[1:3]
-        layout = Layout.fit(height, width, preset, len(evidence))
         longest = None if look.flow is None else _longest_vector(look.flow)
-        for i, frame in enumerate(look.frames):
-            canvas = layout.canvas()
-            for panel, (stream, shares) in enumerate(evidence.items()):
-                picture = frame
-                if stream == "flow":
-                    # From each frame to the next: the last frame shows the flow that led to it.
-                    assert look.flow is not None
-                    step = min(i, len(look.flow) - 1)
-                    picture = flow_to_color(look.flow[step], max_pixels=longest)
-                place = layout.place(canvas, panel)
-                draw_picture(place, picture, shares[min(i, len(shares) - 1)], layout, stream)
-                if len(evidence) > 1:
-                    draw_title(place, _TITLES[stream])
-            draw_caption(
-                canvas,
-                self._predictor.classes[answer.index],
-                answer.probability,
-                is_sure=answer.is_sure,
-                seconds=window.start_seconds + i / preset.fps,
-                span=f"window {window.start_seconds:.1f} – {window.end_seconds:.1f} s",
+        for part in parts:
+            answer = find_answer(part.window.logits)
+            evidence = self._find_shares(look, answer.index)
+            layout = Layout.fit(height, width, preset, len(evidence))
+            first, last = (
+                round(preset.fps * (seconds - window.start_seconds))
+                for seconds in (part.start_seconds, part.end_seconds)
             )
-            yield canvas
+            for i in range(first, last):
+                canvas = layout.canvas()
+                for panel, (stream, shares) in enumerate(evidence.items()):
+                    picture = look.frames[i]
+                    if stream == "flow":
+                        # From each frame to the next: the last one shows the flow that led to it.
+                        assert look.flow is not None
+                        step = min(i, len(look.flow) - 1)
+                        picture = flow_to_color(look.flow[step], max_pixels=longest)
+                    place = layout.place(canvas, panel)
+                    draw_picture(place, picture, shares[min(i, len(shares) - 1)], layout, stream)
+                    if len(evidence) > 1:
+                        draw_title(place, _TITLES[stream])
+                draw_caption(
+                    canvas,
+                    self._predictor.classes[answer.index],
+                    answer.probability,
+                    is_sure=answer.is_sure,
+                    seconds=window.start_seconds + i / preset.fps,
+                    span=f"window {window.start_seconds:.1f} – {window.end_seconds:.1f} s",
+                )
+                yield canvas
+
+    def _find_shares(self, look: Look, index: int) -> dict[Stream, np.ndarray]:
+        """`_find_evidence` as shares of the largest, of all streams."""
+        evidence = self._find_evidence(look, index)
+        largest = max(float(values.max()) for values in evidence.values())
+        if largest <= 0:
+            return evidence
+        return {stream: values / largest for stream, values in evidence.items()}
 
     def _find_evidence(self, look: Look, index: int) -> dict[Stream, np.ndarray]:
         """Stream -> the class's evidence, float32 (T, crop, crop); of a looped clip once."""
         sums: dict[Stream, torch.Tensor] = {}
         for model in self._predictor.models:
-            assert isinstance(model, I3D)  # check_map refuses others
+            assert isinstance(model, I3D)  # others were refused
             map_ = activation_map(model, look.clips[model.stream], index)
             sums[model.stream] = sums[model.stream] + map_ if model.stream in sums else map_
         return {

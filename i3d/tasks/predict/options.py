@@ -7,6 +7,8 @@ from i3d.settings import option
 from i3d.tasks.options import PrintOptions
 
 DEFAULT_CHECKPOINTS = ("rgb_imagenet_kinetics400",)
+# 64 frames at 25 fps: the snippets that the networks were trained on (the I3D paper, section 3).
+SUGGESTED_EVERY = 2.56
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,10 @@ class PredictOptions(PrintOptions):
         "What runs the network: PyTorch, or for .onnx files ONNX Runtime or OpenVINO.",
         default_is="onnx for .onnx files, else torch",
     )
+
+    @property
+    def window_seconds(self) -> float | None:
+        """From one window to the next along the video; None for the test clip alone."""
+        if self.every_seconds is None and self.plot is not None:
+            return SUGGESTED_EVERY
+        return self.every_seconds

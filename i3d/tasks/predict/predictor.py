@@ -7,7 +7,7 @@ frames (T, H, W, 3) --rgb_clip--> (3, T, 224, 224) --RGB network--> logits --+
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast, overload
+from typing import TypedDict, Unpack, cast, overload
 
 import cv2
 import numpy as np
@@ -96,6 +96,16 @@ def predict(
     )
 
 
+class PredictArguments(TypedDict, total=False):
+    """What `Predictor.predict` takes beside the video."""
+
+    top_k: int
+    every_seconds: float | None
+    mean: bool
+    fps: float | None
+    watch: Callable[[Look], None] | None
+
+
 class Predictor:
     """Networks in memory, for many videos; arguments and errors as :func:`predict`.
 
@@ -152,16 +162,18 @@ class Predictor:
         self.classes = first.classes
         self.preset: Preset = find_preset(first.preset).of_videos
 
-    @overload
-    def __call__(self, videos: Video, **options: Any) -> Prediction: ...
+    @overload  # a str is a sequence of them, too, and is one video
+    def __call__(  # type: ignore[overload-overlap]
+        self, videos: Video, **options: Unpack[PredictArguments]
+    ) -> Prediction: ...
 
     @overload
     def __call__(
-        self, videos: Sequence[Video] | Iterator[Video], **options: Any
+        self, videos: Sequence[Video] | Iterator[Video], **options: Unpack[PredictArguments]
     ) -> list[Prediction]: ...
 
     def __call__(
-        self, videos: Video | Sequence[Video] | Iterator[Video], **options: Any
+        self, videos: Video | Sequence[Video] | Iterator[Video], **options: Unpack[PredictArguments]
     ) -> Prediction | list[Prediction]:
         """Say what happens in a video, or in each of several.
 
@@ -236,7 +248,7 @@ class Predictor:
         )
 
     def predict_many(
-        self, videos: Iterable[Video], **options: Any
+        self, videos: Iterable[Video], **options: Unpack[PredictArguments]
     ) -> Iterator[Prediction | I3DError]:
         """Predict one after another; a bad video yields its error and does not stop the rest.
 
@@ -252,7 +264,8 @@ class Predictor:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                name = os.fspath(video) if isinstance(video, str | os.PathLike) else "the video"
+                source = video.source if isinstance(video, AheadReader) else video
+                name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the video"
                 yield I3DError(
                     f"{name}: its clip does not fit into the memory of {self.device}; use a "
                     "shorter --every, or --device cpu"
@@ -293,17 +306,16 @@ class Predictor:
             where = name if every_seconds is None else f"{name}, {start / fps:g} s"
             flow = self._flow(frames, where)
             clips = self._clips(frames, flow, clip_frames)
-            end_seconds = (start + len(frames)) / fps
             before = last[1] if last is not None and last[0] == start else None
             last = start + len(frames), frames[-1]
             window = Window(
                 start_seconds=start / fps,
-                end_seconds=end_seconds,
+                end_seconds=(start + len(frames)) / fps,
                 logits=self._logits(clips, where),
                 frame=_thumbnail(frames[len(frames) // 2]),
                 cuts=tuple((start + i) / fps for i in find_cuts(frames, before=before)),
             )
-            yield Look(window, frames, flow, clips, end_seconds, _duration(reader))
+            yield Look(window, frames, flow, clips, _duration(reader))
 
     def _flow(self, frames: np.ndarray, where: str) -> np.ndarray | None:
         """float32 (T - 1, H, W, 2), where a network wants it.

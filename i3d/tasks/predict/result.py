@@ -6,7 +6,6 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from markupsafe import Markup
 
 from i3d.errors import UsageError, shown
@@ -15,9 +14,14 @@ from i3d.presets import Stream
 from i3d.report.drawing import Drawing, svg_text
 from i3d.report.page import Picture, embed_picture, render_fragment
 from i3d.report.timeline import Truth, lay_out_timeline
+from i3d.tasks.predict.options import SUGGESTED_EVERY
 
 if TYPE_CHECKING:
     import pandas
+    import torch
+
+MAX_HTML_ROWS = 50  # of a notebook's table
+HTML_THUMBNAIL_HEIGHT = 80  # pixels; shown at half of it, for screens of fine pixels
 
 
 @dataclass(frozen=True)
@@ -76,25 +80,23 @@ class Look:
         frames: uint8 (T, H, W, 3), RGB, of which the networks see the middle.
         flow: float32 (T - 1, H, W, 2), pixels; None without a flow network.
         clips: what each stream's network was given, float32 (C, T', 224, 224): looped.
-        seconds: how far the video has been read.
         duration: seconds of the whole video, as far as is known.
     """
 
     window: Window
     frames: np.ndarray
     flow: np.ndarray | None
-    clips: Mapping[Stream, torch.Tensor]
-    seconds: float
+    clips: Mapping[Stream, "torch.Tensor"]
     duration: float | None
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring windows of one answer.
+    """Neighbouring windows of one answer, or what cuts leave of them.
 
     Attributes:
-        start_seconds: of the first window.
-        end_seconds: of the last.
+        start_seconds: when it begins: with a window, or at a cut.
+        end_seconds: when it ends.
         name: the class; None where the networks are not sure.
         index: the class's; None where they are not sure.
         probability: the class's, in 0..1, the mean over the windows; None where they are not sure.
@@ -136,7 +138,7 @@ class Prediction:
         checkpoints: names or paths of the networks whose logits were summed.
         predictions: the ``top_k`` classes, best first: of the clip, or along a video of the
             windows' mean logits, where that was asked for; else empty.
-        segments: what happens when: every window is in one of them.
+        segments: what happens when, in order, over all that was looked at.
         windows: one a window with ``every_seconds``, else one for the whole clip.
         classes: names of all classes, in the order of the logits.
         top_k: how many classes are shown, of the windows too.
@@ -268,14 +270,6 @@ class Prediction:
             for score in self.predictions
         ]
         return "\n".join(lines)
-
-
-# 64 frames at 25 fps: the snippets that the networks were trained on (the I3D paper, section 3).
-SUGGESTED_EVERY = 2.56
-
-
-MAX_HTML_ROWS = 50  # of a notebook's table
-HTML_THUMBNAIL_HEIGHT = 80  # pixels; shown at half of it, for screens of fine pixels
 
 
 def embed_thumbnail(frame: np.ndarray) -> Picture:

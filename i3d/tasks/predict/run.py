@@ -3,18 +3,19 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 from i3d.console import Bar, progress_bar, say, say_written, show, show_text
 from i3d.errors import I3DError, UsageError, hide_secrets
+from i3d.report.drawing import write_drawing
 from i3d.report.plot import check_plot
 from i3d.spreadsheet import write_rows
 from i3d.tasks.predict.inputs import Input, find_inputs, refuse_own_input
 from i3d.tasks.predict.map_video import MapVideo, check_map
 from i3d.tasks.predict.options import DEFAULT_CHECKPOINTS, PredictOptions
-from i3d.tasks.predict.predictor import Predictor
-from i3d.tasks.predict.result import SUGGESTED_EVERY, Look, Prediction, top_classes
-from i3d.tasks.predict.timeline import plot_timeline
+from i3d.tasks.predict.predictor import PredictArguments, Predictor
+from i3d.tasks.predict.result import Look, Prediction
+from i3d.tasks.predict.segments import find_answer
 from i3d.video import AheadReader
 
 CSV_COLUMNS = ("video", "start_seconds", "end_seconds", "class", "index", "probability", "error")
@@ -44,17 +45,17 @@ def run_predict(
         raise UsageError("--json and --csv both print the result; choose one")
     if options.plot is not None:
         check_plot(options.plot)
+    if options.map is not None:
+        check_map(options.map)
     inputs = find_inputs(names)
     if early is not None:
         inputs[0] = replace(inputs[0], early=early)
-    for output in (options.plot, options.map):
+    for flag, output in (("--plot", options.plot), ("--map", options.map)):
         if output is not None:
-            refuse_own_input(output, inputs)
-    if options.plot is not None and len(inputs) > 1:
-        raise UsageError(f"--plot draws one video, not {len(inputs)}; call it for each")
-    every_seconds = options.every_seconds
-    if options.plot is not None and every_seconds is None:
-        every_seconds = SUGGESTED_EVERY
+            if len(inputs) > 1:
+                raise UsageError(f"{flag} shows one video, not {len(inputs)}; call it for each")
+            refuse_own_input(output, inputs[0])
+    every_seconds = options.window_seconds
     predictor = Predictor(
         options.checkpoints or DEFAULT_CHECKPOINTS,
         device=options.device,
@@ -65,7 +66,6 @@ def run_predict(
     with ExitStack() as stack:
         map_video = None
         if options.map is not None:
-            check_map(options.map, predictor, [given.name for given in inputs])
             map_video = stack.enter_context(MapVideo(options.map, predictor))
             watchers.append(map_video.add)
         printer = _Printer(options)
@@ -74,13 +74,18 @@ def run_predict(
         elif every_seconds is not None:
             bar = stack.enter_context(progress_bar("predict", unit="s"))
             watchers.append(_tell_windows(bar, predictor))
+
+        def tell_all(look: Look) -> None:
+            for watch in watchers:
+                watch(look)
+
         outcomes = _predict_each(
             predictor,
             inputs,
             top_k=options.top_k,
             every_seconds=every_seconds,
             mean=options.mean,
-            watch=lambda look: [watch(look) for watch in watchers],
+            watch=tell_all,
         )
         for done, (name, outcome) in enumerate(outcomes, 1):
             if len(inputs) > 1:
@@ -93,7 +98,7 @@ def run_predict(
             if outcome.still:
                 say(f"warning: {name}: a still picture; the networks were trained on what moves")
             if options.plot is not None:
-                plot_timeline(outcome, options.plot)
+                write_drawing(outcome.draw_timeline(header=True), options.plot)
                 say_written(options.plot)
     if not printer.failed:
         say_written(options.map)
@@ -104,7 +109,7 @@ def run_predict(
 
 
 def _predict_each(
-    predictor: Predictor, inputs: Sequence[Input], **options: Any
+    predictor: Predictor, inputs: Sequence[Input], **options: Unpack[PredictArguments]
 ) -> Iterator[tuple[str, Prediction | I3DError]]:
     """Name and outcome of each video; what comes on standard input is copied in its turn."""
     for given in inputs:
@@ -122,10 +127,10 @@ def _tell_windows(bar: Bar, predictor: Predictor) -> Callable[[Look], None]:
 
     def tell(look: Look) -> None:
         window = look.window
-        (best,) = top_classes(window.logits, predictor.classes, top_k=1)
+        best = find_answer(window.logits)
         span = f"{window.start_seconds:8.2f} -{window.end_seconds:8.2f} s"
-        say(f"{span}  {best.probability:7.2%}  {best.name}")
-        bar.update(round(look.window.end_seconds, 2), total=look.duration)
+        say(f"{span}  {best.probability:7.2%}  {predictor.classes[best.index]}")
+        bar.update(round(window.end_seconds, 2), total=look.duration)
 
     return tell
 

@@ -10,9 +10,9 @@ answer of the window beside it, if that shows more of the same shot. Neighbourin
 answer are one segment.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, pairwise, starmap
 
 import cv2
 import numpy as np
@@ -52,8 +52,14 @@ def find_cuts(frames: np.ndarray, *, before: np.ndarray | None = None) -> tuple[
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A window, or what a cut leaves of it: when, and what answers for it."""
+class Part:
+    """A window, or what cuts leave of it.
+
+    Attributes:
+        start_seconds: when it begins.
+        end_seconds: when it ends.
+        window: which answers for it: its own, or the one beside it.
+    """
 
     start_seconds: float
     end_seconds: float
@@ -92,8 +98,9 @@ def find_segments(windows: Sequence[Window], classes: Sequence[str]) -> tuple[Se
     Returns:
         In the order of time, without overlap: every window is in them.
     """
-    groups: list[tuple[int | None, list[_Part]]] = []
-    for part in _divide(windows):
+    groups: list[tuple[int | None, list[Part]]] = []
+    neighbours = zip(windows, (None, *windows[:-1]), (*windows[1:], None), strict=True)
+    for part in chain.from_iterable(starmap(divide, neighbours)):
         found = find_answer(part.window.logits)
         answer = found.index if found.is_sure else None
         before = groups[-1] if groups else None
@@ -105,26 +112,32 @@ def find_segments(windows: Sequence[Window], classes: Sequence[str]) -> tuple[Se
     return tuple(_segment(answer, parts, classes) for answer, parts in groups)
 
 
-def _divide(windows: Sequence[Window]) -> Iterator[_Part]:
-    """The windows, those with cuts in parts, for which who shows most of their shot answers."""
-    for i, window in enumerate(windows):
-        spans = list(pairwise([window.start_seconds, *_inner_cuts(window), window.end_seconds]))
-        for k, (start, end) in enumerate(spans):
-            shown = [(end - start, window)]
-            if len(spans) > 1 and k == 0 and i > 0 and _adjoin(windows[i - 1], window):
-                before = windows[i - 1]
-                since = [before.start_seconds, *_inner_cuts(before)][-1]
-                shown.append((before.end_seconds - since, before))
-            last = k == len(spans) - 1 and i + 1 < len(windows)
-            if len(spans) > 1 and last and _adjoin(window, windows[i + 1]):
-                after = windows[i + 1]
-                until = [*_inner_cuts(after), after.end_seconds][0]
-                shown.append((until - after.start_seconds, after))
-            yield _Part(start, end, max(shown, key=lambda item: item[0])[1])
+def divide(window: Window, before: Window | None, after: Window | None) -> list[Part]:
+    """A window's parts, from cut to cut; for each answers the window that shows most of its shot.
+
+    Args:
+        window: one.
+        before: the one that was looked at before it, or None.
+        after: the one that was looked at after it, or None.
+    """
+    cuts = inner_cuts(window)
+    if not cuts:
+        return [Part(window.start_seconds, window.end_seconds, window)]
+    spans = list(pairwise([window.start_seconds, *cuts, window.end_seconds]))
+    answers = [window] * len(spans)
+    if before is not None and _adjoin(before, window):
+        shown = before.end_seconds - max([before.start_seconds, *inner_cuts(before)])
+        if shown > spans[0][1] - spans[0][0]:
+            answers[0] = before
+    if after is not None and _adjoin(window, after):
+        shown = min([*inner_cuts(after), after.end_seconds]) - after.start_seconds
+        if shown > spans[-1][1] - spans[-1][0]:
+            answers[-1] = after
+    return [Part(*span, answer) for span, answer in zip(spans, answers, strict=True)]
 
 
-def _inner_cuts(window: Window) -> list[float]:
-    """Those after its first frame."""
+def inner_cuts(window: Window) -> list[float]:
+    """Those of its cuts that are after its first frame."""
     return [cut for cut in window.cuts if cut > window.start_seconds]
 
 
@@ -133,7 +146,7 @@ def _adjoin(window: Window, after: Window) -> bool:
     return window.end_seconds >= after.start_seconds and after.start_seconds not in after.cuts
 
 
-def _segment(answer: int | None, parts: Sequence[_Part], classes: Sequence[str]) -> Segment:
+def _segment(answer: int | None, parts: Sequence[Part], classes: Sequence[str]) -> Segment:
     span = {"start_seconds": parts[0].start_seconds, "end_seconds": parts[-1].end_seconds}
     if answer is None:
         return Segment(**span, name=None, index=None, probability=None)

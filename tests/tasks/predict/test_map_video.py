@@ -19,7 +19,6 @@ from i3d.models.checkpoints import save
 from i3d.presets import KINETICS_I3D, find_preset
 from i3d.tasks.predict import MapVideo, Predictor, map_picture, map_video, upsample_map
 from i3d.tasks.predict.map_picture import CAPTION_HEIGHT, Layout, draw_caption, fit_text
-from i3d.tasks.predict.map_video import check_map
 
 HOSTILE = "a\x1b[2J\n\u202ecba\u0000" + "ह" * 500 + "x" * 100_000
 CLASSES = [f"action {i}" for i in range(7)]
@@ -191,6 +190,37 @@ def test_captions_are_the_segments(predictor, video, tmp_path, monkeypatch):
         assert how["seconds"] == pytest.approx(i / 25)
 
 
+def test_a_window_over_a_cut_has_the_names_of_both_segments(predictor, tmp_path, monkeypatch):
+    """Frame by frame, and the maps of the classes that stand under them."""
+    said, asked = [], []
+    monkeypatch.setattr(
+        map_video, "draw_caption", lambda canvas, name, *_, seconds, **__: said.append(name)
+    )
+    activation_map = i3d.activation_map
+
+    def note(model, clip, index):
+        asked.append(index)
+        return activation_map(model, clip, index)
+
+    monkeypatch.setattr(map_video, "activation_map", note)
+    answers = iter([1, 6, 2, 5])
+    monkeypatch.setattr(
+        predictor, "_logits", lambda *_: 50 * np.eye(7, dtype=np.float32)[next(answers)]
+    )
+    scenes = [np.full((256, 256, 3), level, np.uint8) for level in (0, 255)]
+    frames = np.stack([scenes[0]] * 20 + [scenes[1]] * 32 + [scenes[0]] * 8)
+    with MapVideo(tmp_path / "where.mp4", predictor) as maps:
+        prediction = predictor.predict(frames, every_seconds=0.6, watch=maps.add)
+    assert [w.cuts for w in prediction.windows] == [(), (0.8,), (), (2.08,)]
+    expected = [(0.0, 0.8, 1), (0.8, 2.08, 2), (2.08, 2.4, 5)]
+    found = [(s.start_seconds, s.end_seconds, s.index) for s in prediction.segments]
+    assert found == expected
+    names = [next(CLASSES[index] for _, end, index in expected if i / 25 < end) for i in range(60)]
+    assert said == names
+    assert asked == [1, 1, 2, 2, 2, 5]
+    assert len(decoded(tmp_path / "where.mp4")) == 60
+
+
 @pytest.mark.parametrize("sure", [True, False])
 def test_caption_has_the_room_that_it_has(sure):
     layout = Layout.fit(256, 340, KINETICS_I3D, 1)
@@ -297,7 +327,7 @@ def test_a_disk_that_is_full_is_named(predictor, video, tmp_path, monkeypatch):
     [
         (["VIDEO", "VIDEO"], "where.mp4", "--map shows one video, not 2"),
         (["VIDEO"], "where.avi", r"where.avi: a video of maps is an .mp4 file; end the name so"),
-        (["VIDEO"], "no/where.mp4", "there is no folder"),
+        (["VIDEO"], "no/where.mp4", "cannot write to the folder"),
         (["VIDEO"], "folder.mp4", "that is a folder"),
         (["VIDEO"], "VIDEO", "that is the video itself; give another name"),
     ],
@@ -319,6 +349,6 @@ def test_an_exported_network_shows_no_layers(exported, tmp_path):
     path = exported("rgb")
     predictor = Predictor(str(path), device="cpu")
     with pytest.raises(UsageError, match=r"\.onnx: --map needs the network's layers, which an exp"):
-        check_map(tmp_path / "where.mp4", predictor, ["x.mp4"])
+        MapVideo(tmp_path / "where.mp4", predictor)
     with pytest.raises(UsageError, match=r"\.onnx: an activation map needs the network's layers"):
         i3d.activation_map(predictor.models[0], None, 0)
