@@ -396,7 +396,7 @@ def _get(
 def _refusal(response: requests.Response, url: str) -> Exception:
     status = response.status_code
     try:
-        named = f"HTTP {status} ({HTTPStatus(status).phrase})"
+        named = f"HTTP {status} {HTTPStatus(status).phrase}"
     except ValueError:
         named = f"HTTP {status}"
     if status in ABSENT:

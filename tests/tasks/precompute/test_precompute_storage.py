@@ -44,7 +44,7 @@ def test_a_server_that_fails_ends_the_job_and_seals_nothing(server, tmp_path, st
     server.failures["/bowling/b.mp4"] = (status, {"Retry-After": "3600"})
     assert exit_code("precompute", table, output, *OPTIONS) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"i3d: cannot read {server.url}/bowling/b.mp4: HTTP {status} (")
+    assert error.startswith(f"i3d: cannot read {server.url}/bowling/b.mp4: HTTP {status} ")
     made = {p.name for p in output.glob("shard-*.tar")}
     assert len(made) < len(NAMES)
     assert not (output / "failures.csv").exists()
@@ -60,7 +60,7 @@ def test_what_is_absent_is_a_recorded_failure(server, tmp_path):
     table, output = write_list(tmp_path, server.url), tmp_path / "out"
     del server.files["/bowling/b.mp4"]
     assert exit_code("precompute", table, output, *OPTIONS) == 0
-    reason = "cannot open b.mp4: no such file (HTTP 404 (Not Found))"
+    reason = "cannot open b.mp4: no such file (HTTP 404 Not Found)"
     assert failures(output) == [("bowling/b", reason)]
     assert len(list(open_dataset(output).stream())) == 2
 

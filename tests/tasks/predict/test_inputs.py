@@ -253,7 +253,7 @@ def test_servers_say_what_is_wrong(networks, capsys):
     with WebServer() as server:
         server.files["/page.mp4"] = b"\n<!DOCTYPE html>\n<html><body>sign in</body></html>"
         for name, words in (
-            ("none.mp4", "no such file (HTTP 404 (Not Found))"),
+            ("none.mp4", "no such file (HTTP 404 Not Found)"),
             ("page.mp4", "page.mp4 is a web page, not a video; give the address of the video's"),
         ):
             words_given = ("predict", f"{server.url}/{name}", "--checkpoint", networks["rgb"])
