@@ -20,7 +20,7 @@ out, and every decoded frame is put out once; with ``short_side=None``, step 5.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import chain
 from typing import Self
@@ -238,12 +238,57 @@ class VideoReader:
         return f"{self.name}: {', '.join(losses)}" if losses else None
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        if self._every_frame:
+            return (self._pictures.make(frame) for frame in self._take_all())
         if self._iterated:
             raise UsageError(f"{self.name} was read already; open another VideoReader")
         self._iterated = True
-        if self._every_frame:
-            return (self._pictures.make(frame) for _, _, frame in self._stamp())
         return self._sample()
+
+    def read_numbers(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """The decoded frames of these numbers, in place of iterating; with ``fps=None`` alone.
+
+        Only they are converted and resized, and nothing after the last is decoded.
+
+        Args:
+            numbers: counted from the file's first frame, none smaller than the one before; the
+                same number again gives the same array again.
+
+        Returns:
+            uint8 (H, W, 3) each; fewer than asked for where the video ends before.
+
+        Raises:
+            UsageError: iterated a second time, or ``fps`` is not None.
+            VideoError: nothing can be decoded.
+        """
+        wanted = iter(numbers)
+        number = next(wanted, None)
+        for i, frame in enumerate(self._take_all()):
+            picture = None
+            while number == i:
+                picture = self._pictures.make(frame) if picture is None else picture
+                yield picture
+                number = next(wanted, None)
+            if number is None:
+                return
+
+    def count_frames(self) -> int:
+        """Decode to the end, in place of iterating: the number of frames; with ``fps=None`` alone.
+
+        Raises:
+            UsageError: iterated a second time, or ``fps`` is not None.
+            VideoError: nothing can be decoded.
+        """
+        return sum(1 for _ in self._take_all())
+
+    def _take_all(self) -> Iterator[av.VideoFrame]:
+        """Every decoded frame, unconverted."""
+        if not self._every_frame:
+            raise UsageError("frames have numbers with fps=None alone")
+        if self._iterated:
+            raise UsageError(f"{self.name} was read already; open another VideoReader")
+        self._iterated = True
+        return (frame for _, _, frame in self._stamp())
 
     def _sample(self) -> Iterator[np.ndarray]:
         """The pictures of the window."""

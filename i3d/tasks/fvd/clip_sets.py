@@ -9,19 +9,16 @@ Resizing happens in the workers, so that what travels does not depend on the siz
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
-from i3d.data.arrays import map_array
-from i3d.data.precomputed import Precomputed
+from i3d.data.footage.source import Footage
+from i3d.data.footage.videos import ArrayFootage, FileFootage, ShardFootage
 from i3d.data.videos import Contents
 from i3d.errors import DatasetError, UsageError, VideoError
 from i3d.metrics.frechet import MAX_DIMENSIONS
-from i3d.tasks.fvd.pixels import check_videos, protocol_clip, protocol_frames
+from i3d.tasks.fvd.pixels import check_videos, protocol_clip
 from i3d.tasks.fvd.protocols import Protocol
-from i3d.video import VideoReader
 
 MAX_VIDEOS = 1 << 24
 MAX_FEATURE = 1e30  # absolute; its sixth power, in the kernel distance, is finite
@@ -29,68 +26,21 @@ FEATURE_ROWS = 4096  # of an array of features, read at a time
 
 
 @dataclass(frozen=True)
-class FileClips:
-    """Video files, every decoded frame in its order: no protocol resamples time."""
+class ClipSet:
+    """A set of videos, each cut as a protocol says."""
 
-    keys: tuple[str, ...]
-    locations: tuple[str, ...]
-    protocol: Protocol
-    origin = "files"
-
-    def clip(self, i: int) -> tuple[np.ndarray, str | None]:
-        """Decode video i, no further than it is needed; and what was lost of it."""
-        protocol, where = self.protocol, self.locations[i]
-        with VideoReader(where, fps=None, short_side=None) as reader:
-            needed = islice(reader, 0, protocol.frames_needed, protocol.stride)
-            # One by one: at the file's own size a long clip would fill the memory.
-            frames = [protocol_clip(frame[None], protocol)[0] for frame in needed]
-            damage = reader.damage
-        if len(frames) < protocol.frames:
-            raise VideoError(
-                f"{len(frames)} frames at stride {protocol.stride}; {protocol.frames} are needed"
-            )
-        return np.stack(frames), None if damage is None else damage.removeprefix(f"{where}: ")
-
-
-@dataclass(frozen=True)
-class ShardedClips:
-    """The frames that precompute stored; keys are sorted, since the plan mixes the classes."""
-
-    keys: tuple[str, ...]
-    dataset: Precomputed
+    footage: Footage
     protocol: Protocol
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """Every video's key."""
+        return self.footage.keys
+
+    @property
     def origin(self) -> str:
-        """How the frames differ from those of the files."""
-        return f"shards-{self.dataset.manifest.preset}"
-
-    def clip(self, i: int) -> tuple[np.ndarray, str | None]:
-        """Decode the JPEGs of video i that are needed; and what was lost when they were made."""
-        sample = self.dataset.read_sample(
-            self.keys[i], streams=("rgb",), stop=self.protocol.frames_needed
-        )
-        clip = protocol_clip(protocol_frames(sample.frames(), self.protocol), self.protocol)
-        return clip, sample.info.damage
-
-
-@dataclass(frozen=True)
-class ArrayClips:
-    """Videos in a ``.npy`` file, which is mapped and never read whole."""
-
-    path: Path
-    keys: tuple[str, ...]
-    protocol: Protocol
-    origin = "array"
-
-    def clip(self, i: int) -> tuple[np.ndarray, str | None]:
-        """Read video i, of which nothing is lost."""
-        video = map_array(self.path, str(self.path))[i]
-        clip = protocol_clip(np.asarray(protocol_frames(video, self.protocol)), self.protocol)
-        return clip, None
-
-
-ClipSet = FileClips | ShardedClips | ArrayClips
+        """What the videos are."""
+        return self.footage.origin
 
 
 def read_clip(i: int, *, clips: ClipSet) -> tuple[dict[str, np.ndarray], str | None]:
@@ -98,8 +48,17 @@ def read_clip(i: int, *, clips: ClipSet) -> tuple[dict[str, np.ndarray], str | N
 
     As `i3d.parallel.ahead.read_items` wants it.
     """
-    clip, damage = clips.clip(i)
-    return {"clip": clip}, damage
+    protocol = clips.protocol
+    numbers = range(0, protocol.frames_needed, protocol.stride)
+    with clips.footage.open(i) as video:
+        # One by one: at the file's own size a long clip would fill the memory.
+        frames = [protocol_clip(frame[None], protocol)[0] for frame in video.read(numbers)]
+        damage = video.damage
+    if len(frames) < protocol.frames:
+        raise VideoError(
+            f"{len(frames)} frames at stride {protocol.stride}; {protocol.frames} are needed"
+        )
+    return {"clip": np.stack(frames)}, damage
 
 
 def open_clip_set(contents: Contents, protocol: Protocol) -> ClipSet:
@@ -108,20 +67,24 @@ def open_clip_set(contents: Contents, protocol: Protocol) -> ClipSet:
     Raises:
         UsageError: an array of another type or shape.
     """
+    return ClipSet(_find_footage(contents), protocol)
+
+
+def _find_footage(contents: Contents) -> Footage:
     if contents.arrays is not None:
         name, array = contents.arrays.only()
         check_videos(array, f"{contents.where}: {name}")
         if len(array) > MAX_VIDEOS:
             raise UsageError(f"{contents.where}: {len(array)} videos are too many")
         keys = tuple(f"[{i}]" for i in range(len(array)))
-        return ArrayClips(contents.arrays.paths[name], keys, protocol)
+        return ArrayFootage(contents.arrays.paths[name], keys)
     if contents.shards is not None:
         keys = tuple(sorted(sample.key for sample in contents.shards.manifest.samples()))
-        return ShardedClips(keys, contents.shards, protocol)
+        return ShardFootage(keys, contents.shards)
     if contents.single:
         raise UsageError(f"{contents.videos[0].location} is one video; give a folder of them")
     keys = tuple(video.key for video in contents.videos)
-    return FileClips(keys, tuple(video.location for video in contents.videos), protocol)
+    return FileFootage(keys, tuple(video.location for video in contents.videos))
 
 
 # --- features that were given ---------------------------------------------------------------------
