@@ -56,6 +56,13 @@ class Moments:
         self._mean = np.zeros(dimensions)
         self._scatter = np.zeros((dimensions, dimensions))
 
+    @classmethod
+    def from_sums(cls, dimensions: int) -> Self:
+        """No samples yet, and none whose row will be kept."""
+        moments = cls(dimensions)
+        moments._rows = None
+        return moments
+
     def update(self, features: np.ndarray) -> None:
         """Add a batch: float (N, D).
 
@@ -95,8 +102,9 @@ class Moments:
             return
         if self._rows is not None:
             self._sum_rows()
-        self._absorb(other.count, other._mean, other._scatter, before=self.count)
-        self.count += other.count
+        if other.count:
+            self._absorb(other.count, other._mean, other._scatter, before=self.count)
+            self.count += other.count
 
     @property
     def rows(self) -> np.ndarray | None:

@@ -1,5 +1,6 @@
 """Footage of video files, of shards and of an array with all videos."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from i3d import files
 from i3d.data.arrays import map_array
 from i3d.data.precomputed import Precomputed
 from i3d.video import VideoReader
@@ -24,6 +26,10 @@ class FileFootage:
     def open(self, i: int) -> "Iterator[_OpenFile]":
         """Video i; see `Footage.open`."""
         yield _OpenFile(self.locations[i])
+
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """By the file of each; see `Footage.identify`."""
+        return identify_files([self.locations[i] for i in videos])
 
 
 class _OpenFile:
@@ -64,6 +70,20 @@ class ShardFootage:
         """Video i; see `Footage.open`."""
         yield _OpenSample(self.dataset, self.keys[i])
 
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """By all files of the folder; see `Footage.identify`."""
+        folder = self.dataset.folder
+        try:
+            paths = [files.join(folder, name) for name in sorted(files.names_in(folder))]
+        except OSError as error:
+            files.blame_storage(folder, error)
+            return [None] * len(videos)
+        found = identify_files(paths)
+        if None in found:
+            return [None] * len(videos)
+        digest = hashlib.sha256("\n".join(map(str, found)).encode("utf-8", "surrogateescape"))
+        return [f"{folder} {digest.hexdigest()}"] * len(videos)
+
 
 class _OpenSample:
     """A video of a shard: only the JPEGs that are asked for are fetched and decoded."""
@@ -91,8 +111,14 @@ class _OpenSample:
 
 @dataclass(frozen=True)
 class ArrayFootage:
-    """Videos uint8 (N, T, H, W, 3) in a ``.npy`` file, which is mapped and never read whole."""
+    """Videos uint8 (N, T, H, W, 3) in one array, which is mapped and never read whole.
 
+    Attributes:
+        location: the file that the user named.
+        path: ``.npy`` file on this machine, of it or unpacked from it.
+    """
+
+    location: str
     path: Path
     keys: tuple[str, ...]
     origin = "array"
@@ -100,7 +126,24 @@ class ArrayFootage:
     @contextmanager
     def open(self, i: int) -> "Iterator[_OpenRow]":
         """Video i; see `Footage.open`."""
-        yield _OpenRow(map_array(self.path, str(self.path))[i])
+        yield _OpenRow(map_array(self.path, self.location)[i])
+
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """By the one file; see `Footage.identify`."""
+        return identify_files([self.location]) * len(videos)
+
+
+def identify_files(locations: Sequence[files.Location]) -> list[str | None]:
+    """As `i3d.files.identify`.
+
+    Raises:
+        StorageError: the server fails.
+    """
+    try:
+        return files.identify(locations)
+    except OSError as error:
+        files.blame_storage(locations[0], error)
+        return [None] * len(locations)
 
 
 class _OpenRow:

@@ -1,17 +1,224 @@
-"""Frames -> a protocol's clip: which frames, the resize, the crop."""
+"""Frames -> what a protocol's network sees: the first resize, 8 bits, the network's resize.
+
+    uint8, or float32 0..255 (T, H, W, 3)
+      --resolution, filter, crop: to the size at which videos are generated--> (T, N, N, 3)
+      --values: float, round or truncate-->
+      --resize, fit: to the network's size--> float32 (T, size, size, 3), 0..255
+
+Everything is PyTorch's, on the device of the frames, frame by frame the same bits on a CPU whatever
+the batch.
+"""
 
 import math
+from functools import lru_cache
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
-from i3d.errors import DatasetError, UsageError
+from i3d.errors import UsageError
 from i3d.tasks.fvd.protocols import Protocol
 from i3d.video import MAX_PIXELS, MAX_SIDE
 
+LANCZOS_LOBES = 3  # Pillow's LANCZOS, src/libImaging/Resample.c
+PILLOW_BITS = 22  # of its fixed-point weights: PRECISION_BITS there
+
+
+def prepare_frames(frames: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+    """All that a protocol does to frames before the network: see the module.
+
+    Args:
+        frames: uint8, or float32 in 0..255, (T, H, W, 3), on any device.
+        protocol: says how.
+
+    Returns:
+        float32 (T, size, size, 3) in 0..255.
+    """
+    if protocol.resolution is not None:
+        frames = resize_first(frames, protocol)
+    if frames.dtype != torch.uint8:
+        frames = _quantize(frames, protocol)
+    return resize_for_network(frames, protocol)
+
+
+# --- the first resize -----------------------------------------------------------------------------
+
+
+def resize_first(frames: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+    """To the resolution at which videos are generated, as a protocol's source does it.
+
+    Returns:
+        float32 in 0..255, or uint8 of Lanczos, (T, resolution, resolution, 3).
+    """
+    size = protocol.resolution
+    assert size is not None
+    height, width = frames.shape[1:3]
+    if (height, width) == (size, size):
+        return frames
+    pillow = protocol.filter == "lanczos"
+    if protocol.crop == "squash":
+        return _RESIZES[protocol.filter](frames, size, size)
+    if protocol.crop == "square":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return _RESIZES[protocol.filter](
+            frames[:, top : top + side, left : left + side], size, size
+        )
+    if pillow:  # as torchvision's resize and center_crop, which its users call
+        long = int(size * max(height, width) / min(height, width))
+        tall, wide = (size, long) if height <= width else (long, size)
+        top, left = round((tall - size) / 2), round((wide - size) / 2)  # halves to the even one
+    else:
+        tall, wide = _short_side(height, width, size)
+        top, left = (tall - size) // 2, (wide - size) // 2
+    resized = _RESIZES[protocol.filter](frames, tall, wide)
+    return resized[:, top : top + size, left : left + size]
+
+
+def _short_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """Both sides where the short one becomes ``size``: the other rounded up, in floats.
+
+    So VideoGPT's code has it, and what was copied from it.
+    """
+    scale = size / min(height, width)
+    if height < width:
+        return size, math.ceil(width * scale)
+    return math.ceil(height * scale), size
+
+
+def _in_unit(frames: torch.Tensor) -> torch.Tensor:
+    """Frames as the sources resize them: float32 (T, 3, H, W) in 0..1."""
+    return frames.permute(0, 3, 1, 2).float() / 255.0
+
+
+def _resize_bilinear(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """VideoGPT's ``preprocess``: it takes 0.5 off, and its script adds it, which rounds."""
+    resized = F.interpolate(_in_unit(frames), (height, width), mode="bilinear", align_corners=False)
+    return ((resized - 0.5) + 0.5).permute(0, 2, 3, 1) * 255
+
+
+def _resize_antialias(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """cd-fvd's ``preprocess``."""
+    resized = F.interpolate(
+        _in_unit(frames), (height, width), mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized.permute(0, 2, 3, 1) * 255
+
+
+def _resize_area(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The mean of the pixels that fall onto one."""
+    resized = F.interpolate(_in_unit(frames), (height, width), mode="area")
+    return resized.permute(0, 2, 3, 1) * 255
+
+
+def _resize_lanczos(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Pillow's, to the bit: fixed-point weights, rows first, 8 bits in between; uint8."""
+    if frames.dtype != torch.uint8:
+        frames = _round(frames)
+    if width != frames.shape[2]:
+        frames = _resample(frames, width, axis=2)
+    if height != frames.shape[1]:
+        frames = _resample(frames, height, axis=1)
+    return frames
+
+
+_RESIZES = {
+    "bilinear": _resize_bilinear,
+    "antialias": _resize_antialias,
+    "lanczos": _resize_lanczos,
+    "area": _resize_area,
+}
+
+
+def _resample(frames: torch.Tensor, out: int, *, axis: int) -> torch.Tensor:
+    """One axis of Pillow's resampling: uint8 -> uint8."""
+    places, weights = _lanczos_taps(frames.shape[axis], out)
+    shape = [1] * frames.ndim
+    shape[axis] = out
+    # int32 holds any sum: 255 times weights that add up to 2**22, the lobes beside them
+    total: torch.Tensor | None = None
+    for place, weight in zip(places, weights, strict=True):
+        index = torch.from_numpy(place).to(frames.device)
+        factor = torch.from_numpy(weight).to(frames.device).view(shape)
+        part = frames.index_select(axis, index).to(torch.int32).mul_(factor)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    total = (total + (1 << (PILLOW_BITS - 1))) >> PILLOW_BITS
+    return total.clamp_(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def _lanczos_taps(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tap by tap, of every output pixel the source pixel int64 (K, out), and its weight int32.
+
+    As Pillow's ``precompute_coeffs`` and ``normalize_coeffs_8bpc`` have them.
+    """
+    scale = size / out
+    widened = max(scale, 1.0)
+    support = LANCZOS_LOBES * widened
+    taps = math.ceil(support) * 2 + 1
+    places = np.zeros((taps, out), np.int64)
+    weights = np.zeros((taps, out), np.int32)
+    for i in range(out):
+        centre = (i + 0.5) * scale
+        first = max(0, int(centre - support + 0.5))
+        last = min(size, int(centre + support + 0.5))
+        values = [_lanczos((x - centre + 0.5) * (1.0 / widened)) for x in range(first, last)]
+        total = sum(values)
+        fixed = [v / total * (1 << PILLOW_BITS) for v in values]
+        count = last - first
+        places[:count, i] = range(first, last)
+        weights[:count, i] = [int(v - 0.5) if v < 0 else int(v + 0.5) for v in fixed]
+    return places, weights
+
+
+def _lanczos(x: float) -> float:
+    """Its value at a distance in source pixels, as Pillow computes it."""
+    if not -LANCZOS_LOBES <= x < LANCZOS_LOBES:
+        return 0.0
+    return _sinc(x) * _sinc(x / LANCZOS_LOBES)
+
+
+def _sinc(x: float) -> float:
+    return 1.0 if x == 0 else math.sin(x * math.pi) / (x * math.pi)
+
+
+def _quantize(frames: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+    """Fractions of a level, as the protocol's source treats them; float32 in, 0..255."""
+    if protocol.values == "round":
+        return _round(frames)
+    if protocol.values == "truncate":
+        return frames.clamp(0, 255).to(torch.uint8)
+    return frames
+
+
+def _round(frames: torch.Tensor) -> torch.Tensor:
+    """To uint8, halves up, as StyleGAN-V's generator is rounded."""
+    return (frames + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+# --- the network's resize -------------------------------------------------------------------------
+
+
+def resize_for_network(frames: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+    """Resize and crop to the network's size: float32 (T, size, size, 3).
+
+    Values stay 0..255; nothing is rounded.
+    """
+    size, whole = protocol.size, slice(0, protocol.size)
+    height, width = frames.shape[1:3]
+    half_pixel = protocol.resize == "half-pixel"
+    if protocol.fit == "squash":
+        return resize_bilinear(frames, size, size, half_pixel=half_pixel, box=(whole, whole))
+    tall, wide = _short_side(height, width, size)
+    top, left = (tall - size) // 2, (wide - size) // 2
+    box = slice(top, top + size), slice(left, left + size)
+    return resize_bilinear(frames, tall, wide, half_pixel=half_pixel, box=box)
+
 
 def resize_bilinear(
-    frames: np.ndarray, height: int, width: int, *, half_pixel: bool, box: tuple[slice, slice]
-) -> np.ndarray:
+    frames: torch.Tensor, height: int, width: int, *, half_pixel: bool, box: tuple[slice, slice]
+) -> torch.Tensor:
     """Part of bilinearly resized frames, without antialiasing: float32 (T, h, w, 3).
 
     With ``half_pixel`` the source of output pixel i is at ``(i + 0.5) * in / out - 0.5``, as in
@@ -19,29 +226,35 @@ def resize_bilinear(
     picture towards the first pixel. Beyond the border the outermost pixel is repeated.
 
     Args:
-        frames: uint8 (T, H, W, 3).
+        frames: uint8 or float32 (T, H, W, 3).
         height: pixels of the whole result.
         width: pixels of the whole result.
         half_pixel: see above.
         box: rows and columns of the result that are computed.
     """
-    top, bottom, down = _taps(frames.shape[1], height, half_pixel, box[0])
-    left, right, across = _taps(frames.shape[2], width, half_pixel, box[1])
+    device = frames.device
+    top, bottom, down = (
+        tap.to(device) for tap in _taps(frames.shape[1], height, half_pixel, box[0])
+    )
+    left, right, across = (
+        tap.to(device) for tap in _taps(frames.shape[2], width, half_pixel, box[1])
+    )
     across = across[:, None]  # (w, 1), beside the channels
 
-    def line(rows: np.ndarray) -> np.ndarray:
-        start = frames[:, rows[:, None], left].astype(np.float32)
-        start += (frames[:, rows[:, None], right] - start) * across
-        return start
+    def line(rows: torch.Tensor) -> torch.Tensor:
+        lines = frames.index_select(1, rows)
+        start = lines.index_select(2, left).float()
+        # Two steps, not addcmul, which may round once: TensorFlow's bits
+        step = lines.index_select(2, right).float().sub_(start).mul_(across)
+        return start.add_(step)
 
     upper = line(top)
-    upper += (line(bottom) - upper) * down[:, None, None]
-    return upper
+    return upper.add_(line(bottom).sub_(upper).mul_(down[:, None, None]))
 
 
 def _taps(
     size: int, out: int, half_pixel: bool, part: slice
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of every output pixel its two source pixels and the second one's weight, in float32."""
     positions = np.arange(out, dtype=np.float32)[part]
     scale = np.float32(size) / np.float32(out)
@@ -51,40 +264,20 @@ def _taps(
     else:
         positions = positions * scale
     first = np.minimum(np.floor(positions).astype(np.int64), size - 1)
-    return first, np.minimum(first + 1, size - 1), positions - first.astype(np.float32)
+    taps = first, np.minimum(first + 1, size - 1), positions - first.astype(np.float32)
+    return tuple(torch.from_numpy(tap) for tap in taps)  # type: ignore[return-value]
 
 
-def protocol_frames(frames: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """The part of a video that a protocol looks at: every stride-th frame from the first.
+def check_size(height: int, width: int, what: str) -> None:
+    """Refuse frames without pixels, or larger than any video.
 
     Raises:
-        DatasetError: the video is too short.
+        UsageError: says the size.
     """
-    if len(frames) < protocol.frames_needed:
-        raise DatasetError(
-            f"{len(frames)} frames; {protocol.frames} with stride {protocol.stride} need "
-            f"{protocol.frames_needed}"
+    if not 0 < min(height, width) <= max(height, width) <= MAX_SIDE or height * width > MAX_PIXELS:
+        raise UsageError(
+            f"{what} has frames of {width}x{height}; at least one pixel and at most {MAX_PIXELS}"
         )
-    return frames[: protocol.frames_needed : protocol.stride]
-
-
-def protocol_clip(frames: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """Resize and crop as the protocol does: uint8 (T, H, W, 3) -> float32 (T, size, size, 3).
-
-    Values stay 0..255; nothing is rounded.
-    """
-    size, whole = protocol.size, slice(0, protocol.size)
-    height, width = frames.shape[1:3]
-    half_pixel = protocol.resize == "half-pixel"
-    if protocol.fit == "squash":
-        return resize_bilinear(frames, size, size, half_pixel=half_pixel, box=(whole, whole))
-    # VideoGPT's rounding: the long side up, in floats; where a side is the short one, it is exact.
-    scale = size / min(height, width)
-    tall = size if height < width else math.ceil(height * scale)
-    wide = math.ceil(width * scale) if height < width else size
-    top, left = (tall - size) // 2, (wide - size) // 2
-    box = slice(top, top + size), slice(left, left + size)
-    return resize_bilinear(frames, tall, wide, half_pixel=half_pixel, box=box)
 
 
 def check_videos(videos: np.ndarray, what: str) -> None:
@@ -98,8 +291,6 @@ def check_videos(videos: np.ndarray, what: str) -> None:
             f"{what} is {videos.dtype} {videos.shape}; videos are uint8 (N, T, H, W, 3), RGB, and "
             "features float (N, D)"
         )
-    _, frames, height, width, _ = videos.shape
-    if not frames or not 0 < min(height, width) <= max(height, width) <= MAX_SIDE:
-        raise UsageError(f"{what} has shape {videos.shape}: nothing to look at, or too large")
-    if height * width > MAX_PIXELS:
-        raise UsageError(f"{what} has frames of {width}x{height}; at most {MAX_PIXELS} pixels")
+    if not videos.shape[1]:
+        raise UsageError(f"{what} has shape {videos.shape}: nothing to look at")
+    check_size(videos.shape[2], videos.shape[3], what)

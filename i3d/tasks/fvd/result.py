@@ -24,10 +24,14 @@ from i3d.metrics.frechet import (
     kernel_distance,
 )
 from i3d.tasks.fvd.protocols import SCALE, Protocol, find_protocol
-from i3d.tasks.fvd.statistics import WeightsRecord
+from i3d.tasks.fvd.statistics import Record, WeightsRecord
 from i3d.version import VERSION
 
 REASONS_SHOWN = 3  # of skipped videos, and of damaged ones
+
+
+class FewVideosWarning(UserWarning):
+    """A distance of so few videos that it is mostly bias and noise."""
 
 
 class Damaged(NamedTuple):
@@ -42,7 +46,7 @@ class Tally:
     """One set, and what became of its videos: found = used + skipped + left_out.
 
     Attributes:
-        used: N.
+        used: number of videos with features.
         origin: ``files`` (every frame at the file's own rate), ``array``, ``shards-PRESET``
             (frames at the preset's rate and size, coded as JPEG) or ``features``.
         found: number in the set.
@@ -51,6 +55,9 @@ class Tally:
         damaged: number of the used ones of which something was lost, as far as it was decoded.
         reasons: why videos were skipped in this run.
         damages: what was lost of which video in this run.
+        clips: N, where it is not one for each used video.
+        sizes: height and width of the frames, each pair once; empty where nobody knows.
+        resumed: number of videos whose features were there from before.
     """
 
     used: int
@@ -61,6 +68,15 @@ class Tally:
     damaged: int = 0
     reasons: tuple[Failure, ...] = ()
     damages: tuple[Damaged, ...] = ()
+    clips: int | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
+    resumed: int = 0
+
+    @property
+    def count(self) -> str:
+        """Number of videos, and of clips where it is another, for a line."""
+        several = self.clips is not None and self.clips != self.used
+        return f"{self.used}x{self.clips}clips" if several else f"{self.used}"
 
     @property
     def is_partial(self) -> bool:
@@ -71,7 +87,10 @@ class Tally:
         """JSON values."""
         reasons = [{"video": r.key, "reason": r.reason} for r in self.reasons]
         damages = [{"video": d.key, "damage": d.damage} for d in self.damages]
-        return {**asdict(self), "reasons": reasons, "damages": damages}
+        sizes = [{"height": h, "width": w} for h, w in self.sizes]
+        told = {**asdict(self), "reasons": reasons, "damages": damages, "sizes": sizes}
+        del told["resumed"]  # of this run, not of the result
+        return told
 
 
 @dataclass(frozen=True)
@@ -129,7 +148,7 @@ class Result:
             settings["divisor"] = self.protocol.divisor
         settings["dimensions"] = self.dimensions
         for side, videos in (("real", self.real), ("fake", self.fake)):
-            settings[side] = f"{videos.used}:{videos.origin}"
+            settings[side] = f"{videos.count}:{videos.origin}"
         settings["i3d"] = VERSION
         words = [shlex.quote(f"{key}={value}") for key, value in settings.items()]
         return f"FVD {self.value:.8g} {shlex.quote(f'[{self.name}]')} {' '.join(words)}"
@@ -144,6 +163,20 @@ class Result:
             "mostly bias and noise, and compares only with one of as many videos; "
             f"95 % bootstrap interval {self.interval.low:.4g} to {self.interval.high:.4g}, "
             "the bias not included"
+        )
+
+    @property
+    def size_warning(self) -> str | None:
+        """What is to be said of sets whose frames differ in size, and were not made alike."""
+        one, other = self.real.sizes, self.fake.sizes
+        if self.weights is None or self.protocol.resolution is not None or not (one and other):
+            return None
+        if one == other:
+            return None
+        small = min(min(size) for size in one + other)
+        return (
+            f"REAL has frames of {_say_sizes(one)}, FAKE of {_say_sizes(other)}: the distance "
+            f"measures that, too; --resolution {small} makes both of one size first"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -182,9 +215,33 @@ class Result:
         for side, videos in (("real", self.real), ("fake", self.fake)):
             if videos.is_partial:
                 lines.append(describe_tally(side, videos))
-        if self.warning is not None:
-            lines.append(f"warning: {self.warning}")
+        lines += [f"warning: {w}" for w in (self.size_warning, self.warning) if w is not None]
         return "\n".join(lines)
+
+
+def make_record(protocol: Protocol, weights: WeightsRecord, precision: str, tally: Tally) -> Record:
+    """What saved statistics say of a set."""
+    return Record(
+        protocol=protocol,
+        weights=weights,
+        precision=precision,
+        origin=tally.origin,
+        found=tally.found,
+        left_out=tally.left_out,
+        skipped=tally.skipped,
+        damaged=tally.damaged,
+        clips=tally.clips,
+        sizes=tally.sizes,
+        i3d=VERSION,
+        arrays_sha256="",
+    )
+
+
+def _say_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    """Width x height of one or two, or of the smallest and the largest."""
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    words = [f"{w}x{h}" for h, w in ordered]
+    return " and ".join(words) if len(words) < 3 else f"{words[0]} to {words[-1]}"
 
 
 def describe_tally(side: str, videos: Tally) -> str:
