@@ -5,23 +5,20 @@
       --values: float, round or truncate-->
       --resize, fit: to the network's size--> float32 (T, size, size, 3), 0..255
 
-Everything is PyTorch's, on the device of the frames, frame by frame the same bits on a CPU whatever
-the batch.
+Everything but Lanczos is PyTorch's, on the device of the frames, frame by frame the same bits on a
+CPU whatever the batch.
 """
 
 import math
-from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from i3d.errors import UsageError
 from i3d.tasks.fvd.protocols import Protocol
 from i3d.video import MAX_PIXELS, MAX_SIDE
-
-LANCZOS_LOBES = 3  # Pillow's LANCZOS, src/libImaging/Resample.c
-PILLOW_BITS = 22  # of its fixed-point weights: PRECISION_BITS there
 
 
 def prepare_frames(frames: torch.Tensor, protocol: Protocol) -> torch.Tensor:
@@ -112,14 +109,19 @@ def _resize_area(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _resize_lanczos(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Pillow's, to the bit: fixed-point weights, rows first, 8 bits in between; uint8."""
+    """Pillow's, on the CPU: fixed-point weights, rows first, 8 bits in between; uint8.
+
+    Pillow 13.0 begins with the columns for some sizes, which moves values by 1; the sources were
+    written, and their numbers measured, with versions that did not: so one axis at a time.
+    """
     if frames.dtype != torch.uint8:
         frames = _round(frames)
-    if width != frames.shape[2]:
-        frames = _resample(frames, width, axis=2)
-    if height != frames.shape[1]:
-        frames = _resample(frames, height, axis=1)
-    return frames
+    resized = np.empty((len(frames), height, width, 3), np.uint8)
+    for frame, place in zip(frames.cpu().numpy(), resized, strict=True):
+        picture = Image.fromarray(frame)
+        rows = picture.resize((width, picture.height), Image.Resampling.LANCZOS)
+        place[...] = np.asarray(rows.resize((width, height), Image.Resampling.LANCZOS))
+    return torch.from_numpy(resized).to(frames.device)
 
 
 _RESIZES = {
@@ -128,59 +130,6 @@ _RESIZES = {
     "lanczos": _resize_lanczos,
     "area": _resize_area,
 }
-
-
-def _resample(frames: torch.Tensor, out: int, *, axis: int) -> torch.Tensor:
-    """One axis of Pillow's resampling: uint8 -> uint8."""
-    places, weights = _lanczos_taps(frames.shape[axis], out)
-    shape = [1] * frames.ndim
-    shape[axis] = out
-    # int32 holds any sum: 255 times weights that add up to 2**22, the lobes beside them
-    total: torch.Tensor | None = None
-    for place, weight in zip(places, weights, strict=True):
-        index = torch.from_numpy(place).to(frames.device)
-        factor = torch.from_numpy(weight).to(frames.device).view(shape)
-        part = frames.index_select(axis, index).to(torch.int32).mul_(factor)
-        total = part if total is None else total.add_(part)
-    assert total is not None
-    total = (total + (1 << (PILLOW_BITS - 1))) >> PILLOW_BITS
-    return total.clamp_(0, 255).to(torch.uint8)
-
-
-@lru_cache(maxsize=64)
-def _lanczos_taps(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tap by tap, of every output pixel the source pixel int64 (K, out), and its weight int32.
-
-    As Pillow's ``precompute_coeffs`` and ``normalize_coeffs_8bpc`` have them.
-    """
-    scale = size / out
-    widened = max(scale, 1.0)
-    support = LANCZOS_LOBES * widened
-    taps = math.ceil(support) * 2 + 1
-    places = np.zeros((taps, out), np.int64)
-    weights = np.zeros((taps, out), np.int32)
-    for i in range(out):
-        centre = (i + 0.5) * scale
-        first = max(0, int(centre - support + 0.5))
-        last = min(size, int(centre + support + 0.5))
-        values = [_lanczos((x - centre + 0.5) * (1.0 / widened)) for x in range(first, last)]
-        total = sum(values)
-        fixed = [v / total * (1 << PILLOW_BITS) for v in values]
-        count = last - first
-        places[:count, i] = range(first, last)
-        weights[:count, i] = [int(v - 0.5) if v < 0 else int(v + 0.5) for v in fixed]
-    return places, weights
-
-
-def _lanczos(x: float) -> float:
-    """Its value at a distance in source pixels, as Pillow computes it."""
-    if not -LANCZOS_LOBES <= x < LANCZOS_LOBES:
-        return 0.0
-    return _sinc(x) * _sinc(x / LANCZOS_LOBES)
-
-
-def _sinc(x: float) -> float:
-    return 1.0 if x == 0 else math.sin(x * math.pi) / (x * math.pi)
 
 
 def _quantize(frames: torch.Tensor, protocol: Protocol) -> torch.Tensor:

@@ -187,9 +187,6 @@ def parse(line):
     return float(value), name[1:-1], dict(word.split("=", 1) for word in words)
 
 
-PILLOW = {"lanczos": Image.Resampling.LANCZOS}
-
-
 def independent_first(frames, settings):
     """The first resize: Pillow's Lanczos, or PyTorch's antialiased bilinear; uint8."""
     size = int(settings["resolution"])
@@ -199,7 +196,9 @@ def independent_first(frames, settings):
         top, left = (height - side) // 2, (width - side) // 2
         box = left, top, left + side, top + side
         pictures = [Image.fromarray(f).crop(box) for f in frames]
-        return np.array([p.resize((size, size), PILLOW[settings["filter"]]) for p in pictures])
+        lanczos = {"lanczos": Image.Resampling.LANCZOS}[settings["filter"]]
+        rows_first = [p.resize((size, side), lanczos) for p in pictures]  # Pillow 13 may not
+        return np.array([p.resize((size, size), lanczos) for p in rows_first])
     assert (settings["filter"], settings["crop"]) == ("antialias", "short-side")
     short = min(height, width)
     shape = math.ceil(height * (size / short)), math.ceil(width * (size / short))
