@@ -17,6 +17,8 @@ from i3d.metrics.frechet import (
 )
 from i3d.metrics.manifold import precision_recall
 from i3d.tasks.fvd.analysis import Analysis, LengthPoint, analyse
+from i3d.tasks.fvd.protocols import PROTOCOLS
+from i3d.tasks.fvd.result import Tally, compute_result
 
 CLASSES = ("archery", "bowling", "crying")
 
@@ -186,3 +188,20 @@ def test_what_needs_every_video_says_so(asked, name):
 def test_too_few_for_neighbours(rows):
     with pytest.raises(I3DError, match="3 features have no 3 nearest neighbours"):
         analyse(moments(rows[0]), moments(rows[1][:3]), precision_recall=True)
+
+
+def test_a_result_of_large_sets_has_an_interval_if_asked():
+    rng = np.random.default_rng(0)
+    sets = moments(rng.normal(size=(256, 4))), moments(rng.normal(size=(300, 4)) + 1)
+    given = (Tally(256, "files", 256), Tally(300, "files", 300)), PROTOCOLS["google-2018"]
+    plain = compute_result(sets, *given, None, "fp32")
+    assert plain.analysis == Analysis() and plain.warning is None
+    assert str(plain) == plain.line
+    asked = compute_result(sets, *given, None, "fp32", interval=True, kvd=True)
+    interval = bootstrap(*sets)
+    assert asked.as_dict()["interval"] == [interval.low, interval.high]
+    assert asked.value == plain.value and asked.warning is None
+    first, second, third = str(asked).split("\n")
+    assert first == plain.line
+    assert second.startswith(f"95 % bootstrap interval {interval.low:.4g} to {interval.high:.4g}")
+    assert third.startswith("KVD ")
