@@ -319,9 +319,9 @@ def test_kernel_distance_and_curve(sets, checkpoint, reference):
     within = [polynomial_kernel(z, **options) for z in (x, y)]
     unbiased = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in within)
     theirs = unbiased - 2 * polynomial_kernel(x, y, **options).mean()
-    assert result.kvd == pytest.approx(theirs, rel=NOISE)
+    assert result.analysis.kvd == pytest.approx(theirs, rel=NOISE)
     assert result.value == reference.value
-    assert [p.count for p in result.points] == [4]
+    assert [p.count for p in result.analysis.points] == [4]
     assert "KVD" in str(result) and "\nN 4:" in str(result)
 
 
@@ -359,7 +359,7 @@ def test_few_videos_are_warned_of(sets, checkpoint):
     low, high = metric.result().as_dict()["interval"]
     assert low < value < high
     metric.update_features(rng.normal(size=(1, 3)) + 1, real=False)
-    assert metric.result().interval is None
+    assert metric.result().analysis.interval is None
 
 
 def test_everything_is_in_the_json(reference):
@@ -611,7 +611,7 @@ def test_statistics_stand_for_their_set(sets, checkpoint, reference, statistics)
     fake = sets[1] / "fake.npy"
     again = fvd(statistics, fake, checkpoint=checkpoint, protocol=SMALL, options=FAST)
     assert again.line == reference.line
-    assert again.value == reference.value and again.interval == reference.interval
+    assert again.value == reference.value and again.analysis == reference.analysis
     with np.load(statistics, allow_pickle=False) as z:
         assert {"mu", "sigma", "n", "metadata", "features"} == set(z.files)
         np.testing.assert_allclose(z["sigma"], np.cov(z["features"].T), rtol=1e-12)
