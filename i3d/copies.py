@@ -39,24 +39,39 @@ def keep_copy(
         OSError: EFBIG, more than the limit; ENOSPC, the disk would be full.
         UsageError: the limit that the environment gives is no number.
     """
-    limit = _read_limit()
-    _check(total or 0, limit, where, origin)
     file = tempfile.TemporaryFile()  # noqa: SIM115 (its reader closes it)
     try:
-        size = looked = 0
+        fill_copy(file, chunks, total=total, where=where, origin=origin)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def fill_copy(
+    file: IO[bytes], chunks: Iterable[bytes], *, total: int | None, where: str, origin: str
+) -> None:
+    """Write all of the chunks to a file in the temporary folder; arguments as of `keep_copy`.
+
+    Raises:
+        OSError: EFBIG, more than the limit; ENOSPC, the disk would be full.
+        UsageError: the limit that the environment gives is no number.
+    """
+    limit = _read_limit()
+    _check(total or 0, limit, where, origin)
+    size = looked = 0
+    try:
         for chunk in chunks:
             size += len(chunk)
             if size > limit or size >= looked + _LOOK_BYTES:
                 _check(size, limit, where, origin, written=size - len(chunk))
                 looked = size
             file.write(chunk)
-        file.seek(0)
-    except BaseException as error:
-        with file:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise _no_room(size, where, origin) from error
-            raise
-    return file
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise _no_room(size, where, origin) from error
+        raise
 
 
 def _read_limit() -> int:

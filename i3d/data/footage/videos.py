@@ -1,15 +1,13 @@
-"""Footage of video files, of shards and of an array with all videos."""
+"""Footage of video files and of shards."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from i3d.data.arrays import map_array
 from i3d.data.precomputed import Precomputed
-from i3d.video import VideoReader
+from i3d.video import Source, VideoReader
 
 
 @dataclass(frozen=True)
@@ -21,27 +19,33 @@ class FileFootage:
     origin = "files"
 
     @contextmanager
-    def open(self, i: int) -> "Iterator[_OpenFile]":
+    def open(self, i: int) -> "Iterator[OpenVideoFile]":
         """Video i; see `Footage.open`."""
-        yield _OpenFile(self.locations[i])
+        yield OpenVideoFile(self.locations[i])
 
 
-class _OpenFile:
-    """A video file: each reading decodes it from its beginning."""
+class OpenVideoFile:
+    """A video file: each reading decodes it from its beginning.
 
-    def __init__(self, location: str) -> None:
+    Args:
+        source: path, URL, or a binary file.
+    """
+
+    def __init__(self, source: Source) -> None:
         self.damage: str | None = None
-        self._location = location
+        self._source = source
 
     def count_frames(self) -> int:
-        with VideoReader(self._location, fps=None, short_side=None) as reader:
+        """See `OpenVideo.count_frames`."""
+        with VideoReader(self._source, fps=None, short_side=None) as reader:
             return reader.count_frames()
 
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        with VideoReader(self._location, fps=None, short_side=None) as reader:
+        """See `OpenVideo.read`."""
+        with VideoReader(self._source, fps=None, short_side=None) as reader:
             yield from reader.read_numbers(numbers)
             damage = reader.damage
-        self.damage = None if damage is None else damage.removeprefix(f"{self._location}: ")
+            self.damage = None if damage is None else damage.removeprefix(f"{reader.name}: ")
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,11 @@ class _OpenSample:
         self._dataset, self._key = dataset, key
 
     def count_frames(self) -> int:
+        """See `OpenVideo.count_frames`."""
         return self._dataset.read_sample(self._key, streams=("rgb",)).count("rgb")
 
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """See `OpenVideo.read`."""
         if not numbers:
             return
         first = numbers[0]
@@ -87,32 +93,3 @@ class _OpenSample:
             if number - first >= sample.count("rgb"):
                 return
             yield sample.frames(number - first, number - first + 1)[0]
-
-
-@dataclass(frozen=True)
-class ArrayFootage:
-    """Videos uint8 (N, T, H, W, 3) in a ``.npy`` file, which is mapped and never read whole."""
-
-    path: Path
-    keys: tuple[str, ...]
-    origin = "array"
-
-    @contextmanager
-    def open(self, i: int) -> "Iterator[_OpenRow]":
-        """Video i; see `Footage.open`."""
-        yield _OpenRow(map_array(self.path, str(self.path))[i])
-
-
-class _OpenRow:
-    """A video of an array, of which nothing is lost."""
-
-    damage: str | None = None
-
-    def __init__(self, video: np.ndarray) -> None:
-        self._video = video
-
-    def count_frames(self) -> int:
-        return len(self._video)
-
-    def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        return (np.array(self._video[i]) for i in numbers if i < len(self._video))

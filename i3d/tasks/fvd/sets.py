@@ -21,8 +21,9 @@ import torch
 
 from i3d import files
 from i3d.console import Bar, progress_bar, say_written, show
+from i3d.data.footage.opening import Opened, check_options, open_footage
+from i3d.data.footage.options import FootageOptions
 from i3d.data.shards import Failure
-from i3d.data.videos import Contents, open_videos
 from i3d.errors import UsageError
 from i3d.metrics.frechet import Moments
 from i3d.models.i3d import I3D
@@ -35,7 +36,6 @@ from i3d.tasks.fvd.clip_sets import (
     feature_batches,
     given_features,
     is_statistics,
-    open_clip_set,
     read_clip,
 )
 from i3d.tasks.fvd.embedder import Embedder
@@ -71,6 +71,7 @@ def fvd(
     checkpoint: files.Location | I3D = DEFAULT_CHECKPOINT,
     protocol: str | Protocol | None = None,
     changes: Mapping[str, Any] | None = None,
+    footage: FootageOptions = FootageOptions(),
     options: ComputeOptions = ComputeOptions(),
     kvd: bool = False,
     curve: bool = False,
@@ -81,12 +82,13 @@ def fvd(
     """Distance of two sets of videos.
 
     Args:
-        real: folder of videos or of shards; ``.npy`` or ``.npz`` with videos uint8
-            (N, T, H, W, 3) or features float (N, D); or saved statistics; path or URL.
+        real: videos, as files, pictures or arrays, in folders or archives; shards; features
+            float (N, D); or saved statistics (docs/fvd.md lists them all); path or URL.
         fake: the other set, given in the same ways.
         checkpoint: name, path or URL (:func:`i3d.load`), or an unfolded network.
         protocol: name, or a protocol; None: that of saved statistics, else google-2018.
         changes: settings of the protocol to replace, such as ``{"frames": 32}``.
+        footage: what arrays of videos do not say themselves.
         options: how to compute.
         kvd: also the kernel distance.
         curve: also how the distance falls with the number of videos.
@@ -108,6 +110,7 @@ def fvd(
         checkpoint=checkpoint,
         protocol=protocol,
         changes=changes or {},
+        footage=footage,
         options=options,
         keep=kvd or curve,
         save_statistics=save_statistics,
@@ -171,6 +174,7 @@ def save_set(
     checkpoint: files.Location | I3D = DEFAULT_CHECKPOINT,
     protocol: str | Protocol | None = None,
     changes: Mapping[str, Any] | None = None,
+    footage: FootageOptions = FootageOptions(),
     options: ComputeOptions = ComputeOptions(),
     world: World | None = None,
     progress: bool = False,
@@ -181,6 +185,7 @@ def save_set(
         checkpoint=checkpoint,
         protocol=protocol,
         changes=changes or {},
+        footage=footage,
         options=options,
         keep=False,
         save_statistics=output,
@@ -209,7 +214,7 @@ class _Side:
     """
 
     name: str
-    contents: Contents
+    contents: Opened
     record: Record | None = None
     moments: Moments | None = None
 
@@ -235,6 +240,7 @@ def _measure(
     checkpoint: files.Location | I3D,
     protocol: str | Protocol | None,
     changes: Mapping[str, Any],
+    footage: FootageOptions,
     options: ComputeOptions,
     keep: bool,
     save_statistics: files.Location | None,
@@ -248,12 +254,13 @@ def _measure(
         check_name(save_statistics)
     device = choose_device(options.device, world)
     with ExitStack() as stack:
-        sides = [_open(name, location, stack) for name, location in locations.items()]
+        sides = [_open(name, location, footage, stack) for name, location in locations.items()]
+        check_options([side.contents for side in sides], footage)
         used = _choose_protocol(sides, protocol, changes)
         clips = {
-            side.name: open_clip_set(side.contents, used)
+            side.name: ClipSet(side.contents.footage, used)
             for side in sides
-            if side.record is None and side.features is None
+            if side.contents.footage is not None
         }
         embedder = None
         if clips:
@@ -274,8 +281,8 @@ def _measure(
     return _Measured(sets, used, weights, precision)
 
 
-def _open(name: str, location: files.Location, stack: ExitStack) -> _Side:
-    contents = stack.enter_context(open_videos(location, labels="optional"))
+def _open(name: str, location: files.Location, footage: FootageOptions, stack: ExitStack) -> _Side:
+    contents = stack.enter_context(open_footage(location, footage))
     if contents.arrays is None or not is_statistics(contents):
         return _Side(name, contents)
     record, moments = read_statistics(contents.arrays.arrays, contents.where)
@@ -455,6 +462,7 @@ def run_fvd(
     fake: str | None,
     measure: Measure,
     changes: Changes,
+    footage: FootageOptions,
     options: ComputeOptions,
     outputs: FvdOutputs,
 ) -> int:
@@ -463,6 +471,7 @@ def run_fvd(
         "checkpoint": measure.checkpoint,
         "protocol": measure.protocol,
         "changes": changes.as_dict(),
+        "footage": footage,
         "options": options,
         "progress": True,
     }

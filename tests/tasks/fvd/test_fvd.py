@@ -763,7 +763,7 @@ def test_hostile_archives_are_refused(tmp_path):
         ({"a": np.zeros((2, 2)), "b": np.zeros((2, 2))}, "name one of them"),
         ({"mu": np.zeros(2), "sigma": np.eye(2)}, "name one of them 'videos' or 'features'"),
         ({"a": np.zeros((4, 4), int)}, "features are float"),
-        ({"a": np.zeros((2, 3, 4))}, "videos are uint8"),
+        ({"a": np.zeros((2, 3, 4))}, "can be none of NTHWC, NTCHW, NCTHW"),
     ],
 )
 def test_other_arrays_are_refused(arrays, message, checkpoint, tmp_path):
