@@ -89,11 +89,9 @@ def check_values(
     if array.kind == "uint8":
         return
     if array.kind not in FLOATS:
-        raise error(f"{what} are neither uint8 nor floats; save them as uint8, 0..255")
+        raise error(f"{what}: videos are uint8 or floats; save them as uint8, 0..255")
     if value_range is None:
-        raise error(
-            f"{what} are floats, which do not say what white is; give --range 0..1, -1..1 or 0..255"
-        )
+        raise error(f"{what}: floats do not say what white is; give --range 0..1, -1..1 or 0..255")
 
 
 def check_frames(
@@ -113,10 +111,10 @@ def check_frames(
     sides = dict(zip(layout, shape, strict=True))
     height, width = sides["H"], sides["W"]
     if not sides["T"] or not min(height, width):
-        raise error(f"{what} have nothing to look at")
+        raise error(f"{what}: there is nothing to look at")
     if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
         raise error(
-            f"{what} have frames of {width}x{height}; at most {MAX_SIDE} pixels a side and "
+            f"{what}: frames of {width}x{height}; at most {MAX_SIDE} pixels a side and "
             f"{MAX_PIXELS} in all are read"
         )
 

@@ -197,7 +197,7 @@ def _read_png(data: bytes, name: str) -> PictureHead:
         raise DatasetError(f"{name} is a PNG of {bits} bits; {_DEPTH_REMEDY}")
     at, kind = 8, b""
     while kind != b"IEND":
-        size, kind = struct.unpack_from(">I4s", data, at)
+        size, kind = struct.unpack_from(">I4s", data.ljust(at + 8, b"\0"), at)
         content = memoryview(data)[at + 4 : at + 8 + size]
         checksum = data[at + 8 + size : at + 12 + size]
         if len(checksum) < 4:
@@ -267,6 +267,8 @@ def _read_tiff(data: bytes, name: str) -> PictureHead:
         raise DatasetError(
             f"{name} is a TIFF of {tags[277][0]} channels; save RGB without transparency"
         )
+    if tags.get(274, (1,))[0] != 1:
+        raise DatasetError(f"{name} is a TIFF that is to be turned before it is shown; turn it")
     width, height = tags.get(256, (0,))[0], tags.get(257, (0,))[0]
     tile = tags.get(322, (0,))[0] * tags.get(323, (0,))[0]
     if tile > MAX_PIXELS:

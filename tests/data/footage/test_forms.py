@@ -25,7 +25,7 @@ def test_every_form_gives_the_same_frames(forms, fake_videos, form):
     """To the bit, also in another process, and frames that are asked for alone or again."""
     assert list(forms) == list(dict.fromkeys([*forms, *FORMS]))
     with open_footage(forms[form]) as opened:
-        footage = pickle.loads(pickle.dumps(opened.footage))
+        footage = pickle.loads(pickle.dumps(opened.footage))  # noqa: S301 (our own)
         for ours, theirs in zip(read_all(footage), fake_videos, strict=True):
             assert all(frame.dtype == np.uint8 for frame in ours)
             np.testing.assert_array_equal(ours, theirs)
