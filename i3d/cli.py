@@ -22,13 +22,14 @@ import click
 from i3d import files
 from i3d.command import CONTEXT, Stopped, command
 from i3d.console import say, visible
+from i3d.data.footage.options import FootageOptions
 from i3d.data.videos import VideoSet
 from i3d.demo.options import DemoOptions
 from i3d.errors import I3DError, UsageError
 from i3d.parallel.process import Terminated, end_interrupted, terminated_cleanly
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
 from i3d.tasks.features.options import FeatureCheckpoints, FeatureOptions
-from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, Changes, FvdOutputs, Measure
+from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, Beside, Changes, FvdOutputs, Measure
 from i3d.tasks.options import (
     ComputeOptions,
     ConvertOptions,
@@ -328,29 +329,34 @@ def features(
     cli,
     Measure,
     Changes,
+    Beside,
     FvdOutputs,
+    FootageOptions,
     ComputeOptions,
     example="i3d fvd real fake --protocol stylegan-v",
 )
-@click.argument("real")
+@click.argument("real", required=False)
 @click.argument("fake", required=False)
 def fvd(
     measure: Measure,
     changes: Changes,
+    beside: Beside,
     outputs: FvdOutputs,
+    footage: FootageOptions,
     options: ComputeOptions,
-    real: str,
+    real: str | None,
     fake: str | None,
 ) -> int:
     """Measure the Fréchet Video Distance of two sets of videos.
 
-    REAL and FAKE are folders of videos, shards, .npy or .npz arrays of videos or of features, or
-    saved statistics. A protocol's settings can be changed; the result's name then says so. Run it
-    under torchrun, mpiexec or srun to share the work between processes and nodes.
+    REAL and FAKE are folders, zips or tars of videos or of frames; arrays, for each video or for
+    all; shards, features, or saved statistics. A protocol's settings can be changed; the result's
+    name then says so. Run it under torchrun, mpiexec or srun to share the work between processes
+    and nodes.
     """
-    from i3d.tasks.fvd.sets import run_fvd
+    from i3d.tasks.fvd.run import run_fvd
 
-    return run_fvd(real, fake, measure, changes, options, outputs)
+    return run_fvd(real, fake, measure, changes, footage, beside, options, outputs)
 
 
 @command(

@@ -26,6 +26,7 @@ def keep_copy(
     total: int | None,
     where: str,
     origin: str = "from a server without byte ranges",
+    remedy: str = "download the file",
 ) -> IO[bytes]:
     """A temporary file without a name, at its start, that holds all of the chunks.
 
@@ -34,29 +35,51 @@ def keep_copy(
         total: bytes that are announced; None where nobody says.
         where: the URL, for messages.
         origin: why it must be copied, for messages.
+        remedy: what the user can do in place of it, for messages.
+
+    Raises:
+        OSError: EFBIG, more than the limit; ENOSPC, the disk would be full.
+        UsageError: the limit that the environment gives is no number.
+    """
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (its reader closes it)
+    try:
+        fill_copy(file, chunks, total=total, where=where, origin=origin, remedy=remedy)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def fill_copy(
+    file: IO[bytes],
+    chunks: Iterable[bytes],
+    *,
+    total: int | None,
+    where: str,
+    origin: str,
+    remedy: str,
+) -> None:
+    """Write all of the chunks to a file in the temporary folder; arguments as of `keep_copy`.
 
     Raises:
         OSError: EFBIG, more than the limit; ENOSPC, the disk would be full.
         UsageError: the limit that the environment gives is no number.
     """
     limit = _read_limit()
-    _check(total or 0, limit, where, origin)
-    file = tempfile.TemporaryFile()  # noqa: SIM115 (its reader closes it)
+    _check(total or 0, limit, where, origin, remedy)
+    size = looked = 0
     try:
-        size = looked = 0
         for chunk in chunks:
             size += len(chunk)
             if size > limit or size >= looked + _LOOK_BYTES:
-                _check(size, limit, where, origin, written=size - len(chunk))
+                _check(size, limit, where, origin, remedy, written=size - len(chunk))
                 looked = size
             file.write(chunk)
-        file.seek(0)
-    except BaseException as error:
-        with file:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise _no_room(size, where, origin) from error
-            raise
-    return file
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise _no_room(size, where, origin) from error
+        raise
 
 
 def _read_limit() -> int:
@@ -71,13 +94,15 @@ def _read_limit() -> int:
     return int(limit * (1 << 30))
 
 
-def _check(size: int, limit: int, where: str, origin: str, *, written: int = 0) -> None:
+def _check(
+    size: int, limit: int, where: str, origin: str, remedy: str, *, written: int = 0
+) -> None:
     """Refuse a copy of this size, of which some bytes are on the disk already."""
     if size > limit:
         raise OSError(
             errno.EFBIG,
             f"more than {limit / (1 << 30):.3g} GiB, {origin}, which must "
-            f"be copied; download the file, or set {LIMIT_VARIABLE}",
+            f"be copied; {remedy}, or set {LIMIT_VARIABLE}",
             where,
         )
     if shutil.disk_usage(tempfile.gettempdir()).free - (size - written) < FREE_BYTES:

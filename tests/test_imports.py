@@ -39,6 +39,7 @@ ALLOWED = {
     | {
         "records",
         "spreadsheet",
+        "copies",
         "files",
         "presets",
         "classes",

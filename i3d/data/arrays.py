@@ -76,16 +76,27 @@ def open_arrays(location: files.Location) -> Iterator[Arrays]:
             raise DatasetError(f"{where} is a folder; .npy and .npz are files of arrays")
         files.check_regular(where)
     with TemporaryDirectory(prefix="i3d-") as folder:
-        suffix = where.rpartition(".")[2].lower()
-        path = files.local_path(where)
-        if path is None:
-            path = Path(folder) / f"file.{suffix}"
-            with readable(where):
-                _check_room(files.size(where), folder, where)
-                with files.open_read(where) as source, path.open("wb") as target:
-                    shutil.copyfileobj(source, target)
-        paths = {"array": path} if suffix == "npy" else _unpack(path, Path(folder), where)
+        path = fetch_file(where, Path(folder))
+        is_npy = where.lower().endswith(".npy")
+        paths = {"array": path} if is_npy else _unpack(path, Path(folder), where)
         yield Arrays(where, paths, {n: map_array(p, f"{where}: {n}") for n, p in paths.items()})
+
+
+def fetch_file(where: str, folder: Path) -> Path:
+    """The file at a path or URL on this machine: itself, or a copy in the folder.
+
+    Raises:
+        DatasetError: it cannot be read.
+        StorageError: a copy would fill the disk; the server or disk fails.
+    """
+    path = files.local_path(where)
+    if path is None:
+        path = folder / f"file.{where.rpartition('.')[2].lower()}"
+        with readable(where):
+            _check_room(files.size(where), folder, where)
+            with files.open_read(where) as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target)
+    return path
 
 
 def _unpack(path: Path, folder: Path, where: str) -> dict[str, Path]:

@@ -22,9 +22,9 @@ from i3d.data.chainer.samples import (
     find_zip_pictures,
     read_table,
 )
-from i3d.data.chainer.zip_directory import REMEDY, Member, read_members
 from i3d.data.shards import Manifest, PlannedSample, Sample
 from i3d.data.shards.pictures import EVERYTHING, Box, decode_rgb
+from i3d.data.zip_directory import REMEDY, Member, read_members
 from i3d.errors import DatasetError, UsageError
 from i3d.files import Location
 from i3d.presets import CHAINER_I3D, STREAMS, Stream

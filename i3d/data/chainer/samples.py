@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from i3d.data.chainer.zip_directory import (
+from i3d.data.zip_directory import (
     NAME_BYTES,
     REMEDY,
     Entries,

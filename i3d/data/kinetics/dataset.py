@@ -19,6 +19,7 @@ from i3d.classes import ClassList
 Layout = Literal["folders", "cvdf", "list", "flat"]
 
 SUFFIXES = ["mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv"]
+SUFFIXES += ["gif", "y4m"]
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in SUFFIXES)  # compared in lower case
 
 

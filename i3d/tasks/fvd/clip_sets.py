@@ -13,16 +13,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from i3d.data.footage.opening import Opened
 from i3d.data.footage.source import Footage, OpenVideo
-from i3d.data.footage.videos import ArrayFootage, FileFootage, ShardFootage
-from i3d.data.videos import Contents
+from i3d.data.footage.survey import MAX_VIDEOS
 from i3d.errors import DatasetError, UsageError
 from i3d.metrics.frechet import MAX_DIMENSIONS
 from i3d.tasks.fvd.cutting import cut_every, cut_one, explain_short
-from i3d.tasks.fvd.pixels import check_videos, prepare_frames
+from i3d.tasks.fvd.pixels import prepare_frames
 from i3d.tasks.fvd.protocols import Protocol
 
-MAX_VIDEOS = 1 << 24
 MAX_FEATURE = 1e30  # absolute; its sixth power, in the kernel distance, is finite
 FEATURE_ROWS = 4096  # of an array of features, read at a time
 PIECE_FRAMES = 128  # of a video of many clips, read at a time: 77 MB at 224 pixels
@@ -135,56 +134,28 @@ def divide_clips(video: int, count: int, protocol: Protocol) -> list[Piece]:
     return [Piece(video, range(i, min(i + step, count))) for i in range(0, count, step)]
 
 
-def open_clip_set(contents: Contents, protocol: Protocol) -> ClipSet:
-    """The videos of a location, each cut as the protocol says.
-
-    Raises:
-        UsageError: an array of another type or shape.
-    """
-    return ClipSet(_find_footage(contents), protocol)
-
-
-def _find_footage(contents: Contents) -> Footage:
-    if contents.arrays is not None:
-        name, array = contents.arrays.only()
-        check_videos(array, f"{contents.where}: {name}")
-        if len(array) > MAX_VIDEOS:
-            raise UsageError(f"{contents.where}: {len(array)} videos are too many")
-        keys = tuple(f"[{i}]" for i in range(len(array)))
-        return ArrayFootage(contents.where, contents.arrays.paths[name], keys)
-    if contents.shards is not None:
-        keys = tuple(sorted(sample.key for sample in contents.shards.manifest.samples()))
-        return ShardFootage(keys, contents.shards)
-    if contents.single:
-        raise UsageError(f"{contents.videos[0].location} is one video; give a folder of them")
-    keys = tuple(video.key for video in contents.videos)
-    return FileFootage(keys, tuple(video.location for video in contents.videos))
-
-
 # --- features that were given ---------------------------------------------------------------------
 
 
-def is_statistics(contents: Contents) -> bool:
+def is_statistics(opened: Opened) -> bool:
     """Whether --save-statistics wrote it."""
-    return contents.arrays is not None and "metadata" in contents.arrays.arrays
+    return opened.arrays is not None and "metadata" in opened.arrays.arrays
 
 
-def given_features(contents: Contents) -> np.ndarray | None:
+def given_features(opened: Opened) -> np.ndarray | None:
     """An array of features, float (N, D), mapped; None where there are videos or statistics.
 
     Raises:
         UsageError: an array of two axes that cannot be features.
     """
-    if contents.arrays is None or is_statistics(contents):
+    if opened.arrays is None or is_statistics(opened):
         return None
-    name, array = contents.arrays.only()
-    if array.ndim != 2:
-        return None
+    name, array = opened.arrays.only()
     if not np.issubdtype(array.dtype, np.floating) or not (
         1 <= array.shape[1] <= MAX_DIMENSIONS and len(array) <= MAX_VIDEOS
     ):
         raise UsageError(
-            f"{contents.where}: {name} is {array.dtype} {array.shape}; features are float (N, D)"
+            f"{opened.where}: {name} is {array.dtype} {array.shape}; features are float (N, D)"
         )
     return array
 

@@ -54,7 +54,7 @@ from i3d.tasks.fvd.clip_sets import open_clip_set
 from i3d.tasks.fvd.metric import make_record
 from i3d.tasks.fvd.protocols import change_protocol
 from i3d.tasks.fvd.result import Tally
-from i3d.tasks.fvd.sets import fvd
+from i3d.tasks.fvd.run import fvd
 from i3d.tasks.fvd.statistics import WeightsRecord, write_statistics
 from i3d.tasks.network import UsedCheckpoint
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.chainer_folders import Sample, encode, moving_video, write_classes
 
-from i3d.data.chainer import zip_directory
+from i3d.data import zip_directory
 from i3d.data.precomputed import open_precomputed
 from i3d.errors import DatasetError
 

@@ -38,7 +38,7 @@ from i3d.records import SEAL
 from i3d.tasks.fvd.pixels import prepare_frames, resize_bilinear
 from i3d.tasks.fvd.protocols import PROTOCOLS, change_protocol
 from i3d.tasks.fvd.result import FewVideosWarning
-from i3d.tasks.fvd.sets import fvd, save_set
+from i3d.tasks.fvd.run import fvd, save_set
 from i3d.tasks.options import ComputeOptions
 from i3d.tasks.precompute.options import Settings
 from i3d.tasks.precompute.writing import precompute
@@ -805,7 +805,7 @@ def test_hostile_archives_are_refused(tmp_path):
         ({"a": np.zeros((2, 2)), "b": np.zeros((2, 2))}, "name one of them"),
         ({"mu": np.zeros(2), "sigma": np.eye(2)}, "name one of them 'videos' or 'features'"),
         ({"a": np.zeros((4, 4), int)}, "features are float"),
-        ({"a": np.zeros((2, 3, 4))}, "videos are uint8"),
+        ({"a": np.zeros((2, 3, 4))}, "can be none of NTHWC, NTCHW, NCTHW"),
     ],
 )
 def test_other_arrays_are_refused(arrays, message, checkpoint, tmp_path):

@@ -79,7 +79,7 @@ class Entries:
     Attributes:
         start: int64, where each entry begins in the file.
         stop: int64, where it ends.
-        name: uint8 (N, NAME_BYTES), zeros behind its end.
+        name: uint8 (N, kept bytes), zeros behind its end.
         name_bytes: int64, its length.
         offset: int64, where the member lies.
         stored: int64, bytes that it takes.
@@ -104,13 +104,14 @@ class Entries:
     def show_name(self, row: int) -> str:
         """A name for messages: quoted, its control characters escaped, cut where it is long."""
         text = self.name[row, : self.name_bytes[row]].tobytes().decode("utf-8", "backslashreplace")
-        return repr(text + "..." if self.name_bytes[row] > NAME_BYTES else text)
+        return repr(text + "..." if self.name_bytes[row] > self.name.shape[1] else text)
 
     def member(self, row: int) -> "Member":
         """The member of an entry."""
         columns = self.offset, self.stored, self.size, self.crc32, self.method
         name = self.name[row, : self.name_bytes[row]].tobytes()
-        return Member(name.decode("ascii"), *(int(column[row]) for column in columns))
+        text = name.decode("utf-8", "surrogateescape")
+        return Member(text, *(int(column[row]) for column in columns))
 
 
 class Member(NamedTuple):
@@ -168,8 +169,22 @@ def _read_end_64(location: str, at: int, before: int) -> tuple[int, int, int]:
     return _END_64.unpack(data)[-3:]
 
 
-def read_entries(location: str, start: int, stop: int) -> Iterator[Entries]:
+def read_entries(
+    location: str,
+    start: int,
+    stop: int,
+    *,
+    name_bytes: int = NAME_BYTES,
+    max_member_bytes: int = MAX_MEMBER_BYTES,
+) -> Iterator[Entries]:
     """The entries in bytes ``start`` to ``stop`` of a file, some thousands at a time.
+
+    Args:
+        location: path or URL of the zip.
+        start: where the entries begin.
+        stop: where they end.
+        name_bytes: of a name that are kept.
+        max_member_bytes: of a member.
 
     Raises:
         DatasetError: they are damaged, or a member is encrypted, compressed in an unknown way, too
@@ -188,7 +203,7 @@ def read_entries(location: str, start: int, stop: int) -> Iterator[Entries]:
         if start >= stop and rest:
             raise DatasetError(f"{location}: the zip's directory is cut short; {REMEDY}")
         if len(ends) > 1:
-            yield _parse(location, data, ends, where)
+            yield _parse(location, data, ends, where, name_bytes, max_member_bytes)
 
 
 def _find_entries(data: bytes) -> np.ndarray:
@@ -212,35 +227,41 @@ def _find_entries(data: bytes) -> np.ndarray:
     return np.array([end for end in chain if end <= len(data)], np.int64)
 
 
-def _parse(location: str, data: bytes, ends: np.ndarray, where: int) -> Entries:
+def _parse(
+    location: str, data: bytes, ends: np.ndarray, where: int, kept: int, max_member_bytes: int
+) -> Entries:
     """Entries from their bytes, which begin at ``where`` in the file."""
     places = ends[:-1]
-    padded = np.frombuffer(data + bytes(NAME_BYTES), np.uint8)
+    padded = np.frombuffer(data + bytes(kept), np.uint8)
     heads = sliding_window_view(padded, _ENTRY.itemsize)[places].view(_ENTRY)[:, 0]
     name_bytes = heads["name"].astype(np.int64)
-    name = sliding_window_view(padded, NAME_BYTES)[places + _ENTRY.itemsize]
-    name[np.arange(NAME_BYTES) >= name_bytes[:, None]] = 0
-    offset = heads["offset"].astype(np.int64)
-    for row in np.flatnonzero(heads["offset"] == 0xFFFFFFFF):
+    name = sliding_window_view(padded, kept)[places + _ENTRY.itemsize]
+    name[np.arange(kept) >= name_bytes[:, None]] = 0
+    large = {field: heads[field].astype(np.int64) for field in ("size", "stored", "offset")}
+    for row in np.flatnonzero(np.any([n == 0xFFFFFFFF for n in large.values()], axis=0)):
         begin = int(places[row]) + _ENTRY.itemsize + int(name_bytes[row])
-        offset[row] = _read_offset_64(data[begin : begin + int(heads["extra"][row])])
+        extra = data[begin : begin + int(heads["extra"][row])]
+        _read_extra_64(extra, [n for n in large.values() if n[row] == 0xFFFFFFFF], int(row))
     entries = Entries(
         start=where + places,
         stop=where + ends[1:],
         name=name,
         name_bytes=name_bytes,
-        offset=offset,
-        stored=heads["stored"].astype(np.int64),
-        size=heads["size"].astype(np.int64),
+        offset=large["offset"],
+        stored=large["stored"],
+        size=large["size"],
         crc32=heads["crc32"],
         method=heads["method"],
     )
     refused = {
         "is encrypted": (heads["flags"] & _ENCRYPTED) > 0,
         "is compressed in an unknown way": ~np.isin(entries.method, (_STORED, _DEFLATED)),
-        f"has more than {MAX_MEMBER_BYTES:,} bytes": np.maximum(entries.size, entries.stored)
-        > MAX_MEMBER_BYTES,
-        "lies outside of the zip": (offset < 0) | (offset + _LOCAL.size + entries.stored > where),
+        "lies outside of the zip": (entries.offset < 0)
+        | (entries.stored < 0)
+        | (entries.stored > where)
+        | (entries.offset > where - _LOCAL.size - entries.stored),
+        f"has more than {max_member_bytes:,} bytes": (entries.size < 0)
+        | (np.maximum(entries.size, entries.stored) > max_member_bytes),
         "has two sizes": (entries.method == _STORED) & (entries.size != entries.stored),
     }
     for what, rows in refused.items():
@@ -250,14 +271,19 @@ def _parse(location: str, data: bytes, ends: np.ndarray, where: int) -> Entries:
     return entries
 
 
-def _read_offset_64(extra: bytes) -> int:
-    """The offset in a zip64 extra field, where sizes are given outside of it; -1: there is none."""
+def _read_extra_64(extra: bytes, columns: Sequence[np.ndarray], row: int) -> None:
+    """Put the numbers of a zip64 extra field in their places; -1 where there are none."""
+    for column in columns:
+        column[row] = -1
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
-        if kind == 1 and length >= 8 and len(extra) >= 12:
-            return struct.unpack_from("<q", extra, 4)[0]
+        if kind == 1:
+            numbers = extra[4 : 4 + length]
+            for i, column in enumerate(columns):  # in the order of the format
+                if len(numbers) >= 8 * i + 8:
+                    column[row] = struct.unpack_from("<q", numbers, 8 * i)[0]
+            return
         extra = extra[4 + length :]
-    return -1
 
 
 # --- members --------------------------------------------------------------------------------------
@@ -300,6 +326,23 @@ def _join_neighbours(members: Sequence[Member]) -> Iterator[list[int]]:
         yield group
 
 
+def find_content(location: str, member: Member) -> int:
+    """Where a member's own bytes begin.
+
+    Raises:
+        DatasetError: it is not where the zip's directory says.
+    """
+    with readable(location):
+        head = files.read_range(location, member.offset, _LOCAL.size)
+        name = member.name.encode("utf-8", "surrogateescape")
+        found = files.read_range(location, member.offset + _LOCAL.size, len(name))
+    if len(head) < _LOCAL.size or not head.startswith(b"PK\3\4") or found != name:
+        raise DatasetError(
+            f"{location}: member {member.name!r} is not where the zip's directory says; {REMEDY}"
+        )
+    return member.offset + _LOCAL.size + sum(_LOCAL.unpack(head)[-2:])
+
+
 def _cut_member(location: str, data: bytes, member: Member, where: int) -> bytes:
     """A member's contents, from bytes of the zip that begin at ``where``."""
 
@@ -312,7 +355,8 @@ def _cut_member(location: str, data: bytes, member: Member, where: int) -> bytes
     name, extra = _LOCAL.unpack_from(data, at)[-2:]
     begin = at + _LOCAL.size + name + extra
     stored = data[begin : begin + member.stored]
-    if len(stored) != member.stored or data[at + _LOCAL.size :][:name] != member.name.encode():
+    wanted = member.name.encode("utf-8", "surrogateescape")
+    if len(stored) != member.stored or data[at + _LOCAL.size :][:name] != wanted:
         raise refuse("is not where the zip's directory says")
     if member.method == _DEFLATED:
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
