@@ -20,7 +20,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -118,6 +118,32 @@ def _find_local_state(location: Location) -> FileState:
         if error.errno in _ABSENT:
             return FileState()
         raise
+
+
+def identify(locations: Sequence[Location]) -> list[str | None]:
+    """What tells each file from one that took its place; None where nothing does.
+
+    Of a local file that is path, size, times of change and inode, as Git has it, behind a URL its
+    ETag. A file that cannot be looked at has none.
+
+    Raises:
+        OSError: the server fails.
+    """
+    states = remote.find_states([x for x in locations if local_path(x) is None])
+    return [_identify(location, states) for location in locations]
+
+
+def _identify(location: Location, states: Mapping[str, FileState]) -> str | None:
+    path = local_path(location)
+    if path is None:
+        state = states.get(os.fspath(location))
+        return None if state is None or state.etag is None else f"{location} {state.etag}"
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
+    return f"{path.absolute()} {found.st_size} {times} {found.st_ino}"
 
 
 def names_in(folder: Location) -> list[str]:

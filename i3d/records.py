@@ -99,7 +99,10 @@ def parse(kind: str | Sequence[str], cls: type[_T], data: bytes, where: str) -> 
         document = json.loads(data)
         found = document.pop("format", None) if isinstance(document, dict) else None
         if found not in kinds:
-            raise DatasetError(f"format {found!r:.50} is not {kinds[-1]!r}; update i3d to read it")
+            raise DatasetError(
+                f"format {found!r:.50} is not {kinds[-1]!r}: another version of i3d wrote it; "
+                "update, or make it again"
+            )
         return cast(_T, _build(cls, document, ""))
     except (ValueError, RecursionError) as e:  # a DatasetError is a ValueError
         raise DatasetError(f"{where}: {e}") from e

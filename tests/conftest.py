@@ -60,6 +60,14 @@ def index_answers(folder: Path) -> bool:
     return subprocess.run(command, cwd=folder, capture_output=True).returncode == 0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory):
+    """The cache of fixtures that are made before a test has its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("I3D_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """No test touches the user's cache or a released file's real address."""

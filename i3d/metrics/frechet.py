@@ -56,6 +56,13 @@ class Moments:
         self._mean = np.zeros(dimensions)
         self._scatter = np.zeros((dimensions, dimensions))
 
+    @classmethod
+    def from_sums(cls, dimensions: int) -> Self:
+        """No samples yet, and none whose row will be kept."""
+        moments = cls(dimensions)
+        moments._rows = None
+        return moments
+
     def update(self, features: np.ndarray) -> None:
         """Add a batch: float (N, D).
 
@@ -95,8 +102,9 @@ class Moments:
             return
         if self._rows is not None:
             self._sum_rows()
-        self._absorb(other.count, other._mean, other._scatter, before=self.count)
-        self.count += other.count
+        if other.count:
+            self._absorb(other.count, other._mean, other._scatter, before=self.count)
+            self.count += other.count
 
     @property
     def rows(self) -> np.ndarray | None:
@@ -385,6 +393,85 @@ def endless(points: Sequence[CurvePoint]) -> float:
     used = points[-max(2, (len(points) + 1) // 2) :]
     _, at_zero = np.polyfit([1 / p.count for p in used], [p.mean for p in used], 1)
     return float(at_zero)
+
+
+# --- class by class -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassDistance:
+    """The distance of one class's samples.
+
+    Attributes:
+        name: the class.
+        real: its samples in the one set.
+        fake: its samples in the other.
+        distance: None where a side has fewer than two.
+        reason: why there is no distance; "" where there is.
+    """
+
+    name: str
+    real: int
+    fake: int
+    distance: float | None
+    reason: str = ""
+
+
+def class_distances(
+    real: np.ndarray,
+    fake: np.ndarray,
+    real_classes: Sequence[str],
+    fake_classes: Sequence[str],
+    *,
+    unbiased: bool = True,
+) -> tuple[ClassDistance, ...]:
+    """Fréchet's distance of every class by itself, by name.
+
+    A class has far fewer samples than the set, so its distance is mostly bias: it is above that of
+    the whole set, and compares only with that of a class of as many samples, or of the same class
+    and as many samples of another model.
+
+    Args:
+        real: features, float (N, D).
+        fake: float (M, D).
+        real_classes: N names, one a row.
+        fake_classes: M names.
+        unbiased: whether covariances are divided by N - 1, else by N.
+
+    Raises:
+        I3DError: other shapes, or another number of names.
+    """
+    sides = [
+        (np.asarray(features), np.asarray(classes, dtype=object))
+        for features, classes in ((real, real_classes), (fake, fake_classes))
+    ]
+    (x, _), (y, _) = sides
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise I3DError(f"features of shapes {x.shape} and {y.shape}; (N, D) and (M, D) are needed")
+    for features, classes in sides:
+        if len(features) != len(classes):
+            raise I3DError(f"{len(features)} features with {len(classes)} classes; one a row")
+    found = []
+    for name in sorted({*real_classes, *fake_classes}):
+        one, other = (features[classes == name] for features, classes in sides)
+        few = [
+            f"{len(rows)} {side}"
+            for side, rows in (("real", one), ("fake", other))
+            if len(rows) < 2
+        ]
+        value, reason = None, ""
+        if few:
+            reason = f"{' and '.join(few)}; a covariance needs at least 2"
+        else:
+            value = distance(_moments(one), _moments(other), unbiased=unbiased)
+        found.append(ClassDistance(name, len(one), len(other), value, reason))
+    return tuple(found)
+
+
+def _moments(rows: np.ndarray) -> Moments:
+    moments = Moments(rows.shape[1], keep=True)
+    moments.update(rows)
+    return moments
 
 
 # --- the kernel distance --------------------------------------------------------------------------

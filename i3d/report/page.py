@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, TemplateNotFound
 from markupsafe import Markup
 
 from i3d import files
@@ -34,19 +34,22 @@ def write_html(
     """Render a package's template to a page, atomically; whatever is put into it is escaped.
 
     The template is ``templates/NAME.html.jinja``, which extends ``page.html.jinja``. ``NAME.css``
-    beside it follows the shared style sheet, and ``NAME.js`` is the page's script.
+    beside it follows the shared style sheet; ``NAME.js``, if there is one, is the page's script.
 
     Args:
         location: path or URL of the page.
         package: dotted name of the package that has the templates.
-        name: NAME of the three files.
+        name: NAME of the files.
         filters: functions that the template knows beside ``percent`` and ``visible``.
         values: names that the template knows.
     """
     templates = _templates(package)
     templates.filters |= filters
     style = _read(SHARED, "page.css") + _read(package, f"{name}.css")
-    script = _read(package, f"{name}.js")
+    try:
+        script = _read(package, f"{name}.js")
+    except TemplateNotFound:  # nothing on it moves, and nothing may
+        script = ""
     html = templates.get_template(f"{name}.html.jinja").render(
         style=Markup(style),
         style_hash=_policy_hash(style),

@@ -420,6 +420,10 @@ class Batcher:
         self._owners.append(owner)
         return self._launch() if len(self._clips) >= self.batch_size else []
 
+    def flush(self) -> list[tuple[list[Any], np.ndarray]]:
+        """Start what is left without waiting for it, so that no batch goes on after this point."""
+        return self._launch()
+
     def finish(self) -> list[tuple[list[Any], np.ndarray]]:
         """Run what is left: the batches that were not handed over yet."""
         return [*self._launch(), *self._collect()]

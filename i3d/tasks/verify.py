@@ -22,9 +22,10 @@ from i3d.models.checkpoints import fingerprint, read_weights
 from i3d.models.download import download
 from i3d.models.released import find_released
 from i3d.presets import STREAM_CHANNELS, Stream
-from i3d.tasks.fvd.metric import FewVideosWarning, FrechetVideoDistance
+from i3d.tasks.fvd.metric import FrechetVideoDistance
 from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT as FVD_NETWORK
 from i3d.tasks.fvd.protocols import change_protocol
+from i3d.tasks.fvd.result import FewVideosWarning
 from i3d.tasks.network import Batcher, choose_device, load_network
 from i3d.tasks.options import ComputeOptions, VerifyOptions
 

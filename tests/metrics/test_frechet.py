@@ -13,9 +13,11 @@ import i3d
 from i3d.errors import I3DError
 from i3d.metrics.frechet import (
     FEW,
+    ClassDistance,
     CurvePoint,
     Moments,
     bootstrap,
+    class_distances,
     curve,
     distance,
     endless,
@@ -387,3 +389,34 @@ def test_too_little_is_refused():
         curve(features(1, 5), features(9, 5))
     with pytest.raises(I3DError, match="needed"):
         kernel_distance(features(1, 5), features(9, 5))
+
+
+# --- class by class -------------------------------------------------------------------------------
+
+
+def test_classes_are_sets_by_themselves():
+    x, y = features(30, 6, seed=1), features(25, 6, seed=2, shift=0.5)
+    rng = np.random.default_rng(0)
+    one = ["a/b", "run", "é"] * 10
+    other = [str(c) for c in rng.permutation(["run"] * 14 + ["a/b"] * 9 + ["only fake", "é"])]
+    found = {c.name: c for c in class_distances(x, y, one, other, unbiased=False)}
+    assert list(found) == sorted(found) == ["a/b", "only fake", "run", "é"]
+    for name, count in (("a/b", 9), ("run", 14)):
+        chosen = [
+            rows[[c == name for c in classes]].astype(float)
+            for rows, classes in ((x, one), (y, other))
+        ]
+        (mu1, c1), (mu2, c2) = [(z.mean(0), np.cov(z.T, bias=True)) for z in chosen]
+        # measured: 2e-15
+        theirs = pytest.approx(exact_distance(mu1, c1, mu2, c2), rel=1e-12)
+        assert found[name] == ClassDistance(name, 10, count, theirs)
+    assert found["é"] == ClassDistance("é", 10, 1, None, "1 fake; a covariance needs at least 2")
+    assert found["only fake"].reason == "0 real and 1 fake; a covariance needs at least 2"
+
+
+def test_classes_and_rows_must_fit():
+    rows = features(4, 6)
+    with pytest.raises(I3DError, match="4 features with 3 classes"):
+        class_distances(rows, rows, ["a"] * 4, ["a"] * 3)
+    with pytest.raises(I3DError, match=r"\(4, 6\) and \(4, 5\)"):
+        class_distances(rows, rows[:, 1:], ["a"] * 4, ["a"] * 4)

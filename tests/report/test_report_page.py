@@ -1,5 +1,7 @@
 """What all pages share: the frame and its policy, escaping, pictures, and whole files."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ def room(tmp_path, monkeypatch):
     (templates / "sheet.css").write_text("h1 { color: red; }\n")
     (templates / "sheet.js").write_text("if (1 < 2 && true) {}\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "a_room", raising=False)  # that of another test
     return "a_room"
 
 
@@ -54,6 +57,14 @@ def test_its_policy_lets_its_own_style_and_script_alone_run(room, tmp_path):
         "base-uri": "'none'",
         "form-action": "'none'",
     }
+
+
+def test_a_page_without_a_script_lets_none_run(room, tmp_path):
+    (tmp_path / "a_room" / "templates" / "sheet.js").unlink()
+    write(room, tmp_path / "page.html", name="Jump")
+    page = read(tmp_path / "page.html")
+    assert not list(page.all("script"))
+    assert policy(page)["script-src"] == "'none'"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from i3d.classes import readable
 from i3d.data.footage.frames import is_picture, suffix_of
 from i3d.data.footage.pictures import MAX_PICTURE_BYTES, OpenPictures, order_frames
 from i3d.data.footage.survey import Survey, is_array
-from i3d.data.footage.videos import OpenVideoFile
+from i3d.data.footage.videos import OpenVideoFile, identify_files
 from i3d.data.kinetics.dataset import is_video
 from i3d.data.zip_directory import (
     Member,
@@ -64,12 +64,14 @@ class Index:
     """Where the members lie: a table of `_ROW`, and the names.
 
     Attributes:
-        location: path or URL of the archive.
+        where: path or URL of the archive, as the user named it.
+        location: the same, or what it was unpacked to.
         folder: of the two files, which are there as long as the archive is open.
         starts: first row of every video, and the end of the last one.
         is_zip: whether members have headers of a zip's.
     """
 
+    where: str
     location: str
     folder: Path
     starts: np.ndarray
@@ -97,13 +99,17 @@ class Index:
             raise DatasetError(f"{member.name} is cut short; {_REMEDY}")
         return data
 
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """By the archive's file; see `Footage.identify`."""
+        return identify_files([self.where]) * len(videos)
+
     @contextmanager
     def open_member(self, member: Member) -> Iterator[IO[bytes]]:
         """A video file, to be read from any place; what is compressed is unpacked for as long."""
         begin = find_content(self.location, member) if self.is_zip else member.offset
         with readable(self.location):
             archive = files.open_read(self.location)
-        name = f"{self.location}: {member.name}"
+        name = f"{self.where}: {member.name}"
         with archive:
             if not member.method:
                 yield cast(IO[bytes], _Part(archive, begin, member.size, name))
@@ -194,6 +200,10 @@ class ArchiveFrames:
             lambda number: self.index.read(members[order[number]]),
         )
 
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """See `Footage.identify`."""
+        return self.index.identify(videos)
+
 
 @dataclass(frozen=True)
 class ArchiveVideos:
@@ -208,6 +218,10 @@ class ArchiveVideos:
         """Video i; see `Footage.open`."""
         with self.index.open_member(self.index.members(i)[0]) as file:
             yield OpenVideoFile(file)
+
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """See `Footage.identify`."""
+        return self.index.identify(videos)
 
 
 # --- what is in an archive ------------------------------------------------------------------------
@@ -294,7 +308,7 @@ def _make_index(
     films = set(survey.videos)
     survey.videos.sort()
     survey.folders.extend(path for path in paths if path not in films)
-    return survey, Index(location, folder, starts, is_zip)
+    return survey, Index(where, location, folder, starts, is_zip)
 
 
 def _checked(name: str, where: str) -> str:
@@ -393,6 +407,7 @@ def _unpack(where: str, path: Path) -> Path:
                 total=None,
                 where=where,
                 origin="unpacked from a compressed tar",
+                remedy="gunzip it",
             )
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DatasetError(f"{where} is no readable .tar.gz ({error}); {_REMEDY}") from error

@@ -15,6 +15,7 @@ from i3d.data.footage.layouts import (
 )
 from i3d.data.footage.options import Layout, ValueRange
 from i3d.data.footage.tensors import StoredArray, choose_array, open_array_file
+from i3d.data.footage.videos import identify_files, join_identities
 
 
 def name_origin(kind: str, value_range: ValueRange | None) -> str:
@@ -28,12 +29,14 @@ class ArrayFootage:
 
     Attributes:
         keys: ``[0]``, ``[1]``, ...
+        location: the file that the user named.
         array: (N, ...).
         layout: axes of a video.
         value_range: of floats.
     """
 
     keys: tuple[str, ...]
+    location: str
     array: StoredArray
     layout: str
     value_range: ValueRange | None
@@ -47,6 +50,11 @@ class ArrayFootage:
     def open(self, i: int) -> "Iterator[_OpenArray]":
         """Video i; see `Footage.open`."""
         yield _OpenArray(self.array, self.array.map()[i], self.layout, self.value_range)
+
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """By the one file; see `Footage.identify`."""
+        found = identify_files([self.location])
+        return [join_identities(found, self.layout, self.value_range)] * len(videos)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,11 @@ class ArrayFilesFootage:
             check_values(array, self.value_range, what=what)
             check_frames(array.shape, layout, what=what)
             yield _OpenArray(array, array.map(), layout, self.value_range)
+
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """By the file of each; see `Footage.identify`."""
+        found = identify_files([self.locations[i] for i in videos])
+        return [join_identities([x], self.layout, self.value_range) for x in found]
 
 
 class _OpenArray:

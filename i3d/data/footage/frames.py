@@ -1,6 +1,7 @@
 """Footage of folders of pictures: every folder is a video, every picture one of its frames."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,7 +14,10 @@ from i3d.data.footage.pictures import (
     OpenPictures,
     order_frames,
 )
+from i3d.data.footage.videos import identify_files, join_identities
 from i3d.errors import DatasetError
+
+_THREADS = 16  # that list folders
 
 
 def is_picture(name: str) -> bool:
@@ -45,8 +49,7 @@ class FrameFootage:
     def open(self, i: int) -> Iterator[OpenPictures]:
         """Video i; see `Footage.open`."""
         folder = self.locations[i]
-        with readable(folder):
-            names = [n for n, is_dir in files.list_folder(folder) if not is_dir and is_picture(n)]
+        names = _list_pictures(folder)
         names = [names[place] for place in order_frames(names)]
 
         def load(number: int) -> bytes:
@@ -58,6 +61,24 @@ class FrameFootage:
             return data
 
         yield OpenPictures(names, load)
+
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """By all pictures of each; see `Footage.identify`."""
+
+        def find(folder: str) -> str | None:
+            try:
+                names = _list_pictures(folder)
+            except DatasetError:
+                return None
+            return join_identities(identify_files([files.join(folder, name) for name in names]))
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(find, [self.locations[i] for i in videos]))
+
+
+def _list_pictures(folder: str) -> list[str]:
+    with readable(folder):
+        return [n for n, is_dir in files.list_folder(folder) if not is_dir and is_picture(n)]
 
 
 def suffix_of(name: str) -> str:

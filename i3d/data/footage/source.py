@@ -63,3 +63,13 @@ class Footage(Protocol):
         Raises:
             DatasetError, VideoError: it cannot be opened.
         """
+
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """What tells the content of each of these videos from another that took its place.
+
+        Without reading them. None where nothing does: what was computed of such a video is not
+        kept.
+
+        Raises:
+            StorageError: the server fails.
+        """

@@ -1,11 +1,13 @@
 """Footage of video files and of shards."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
+from i3d import files
 from i3d.data.precomputed import Precomputed
 from i3d.video import Source, VideoReader
 
@@ -22,6 +24,10 @@ class FileFootage:
     def open(self, i: int) -> "Iterator[OpenVideoFile]":
         """Video i; see `Footage.open`."""
         yield OpenVideoFile(self.locations[i])
+
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """By the file of each; see `Footage.identify`."""
+        return identify_files([self.locations[i] for i in videos])
 
 
 class OpenVideoFile:
@@ -68,6 +74,16 @@ class ShardFootage:
         """Video i; see `Footage.open`."""
         yield _OpenSample(self.dataset, self.keys[i])
 
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """By all files of the folder; see `Footage.identify`."""
+        folder = self.dataset.folder
+        try:
+            paths = [files.join(folder, name) for name in sorted(files.names_in(folder))]
+        except OSError as error:
+            files.blame_storage(folder, error)
+            return [None] * len(videos)
+        return [join_identities(identify_files(paths), folder)] * len(videos)
+
 
 class _OpenSample:
     """A video of a shard: only the JPEGs that are asked for are fetched and decoded."""
@@ -93,3 +109,24 @@ class _OpenSample:
             if number - first >= sample.count("rgb"):
                 return
             yield sample.frames(number - first, number - first + 1)[0]
+
+
+def identify_files(locations: Sequence[files.Location]) -> list[str | None]:
+    """As `i3d.files.identify`.
+
+    Raises:
+        StorageError: the server fails.
+    """
+    try:
+        return files.identify(locations)
+    except OSError as error:
+        files.blame_storage(locations[0], error)
+        return [None] * len(locations)
+
+
+def join_identities(found: Sequence[str | None], *words: object) -> str | None:
+    """What tells several files, understood in some way, from others; None where one has none."""
+    if None in found:
+        return None
+    text = "\n".join(map(str, (*found, *words)))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -5,17 +5,18 @@ from typing import TYPE_CHECKING
 from i3d.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from i3d.tasks.fvd.metric import FewVideosWarning as FewVideosWarning
     from i3d.tasks.fvd.metric import FrechetVideoDistance as FrechetVideoDistance
     from i3d.tasks.fvd.protocols import PROTOCOLS as PROTOCOLS
     from i3d.tasks.fvd.protocols import Protocol as Protocol
+    from i3d.tasks.fvd.result import FewVideosWarning as FewVideosWarning
     from i3d.tasks.fvd.sets import fvd as fvd
     from i3d.tasks.fvd.sets import save_set as save_set
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "metric": "FewVideosWarning FrechetVideoDistance",
+        "metric": "FrechetVideoDistance",
+        "result": "FewVideosWarning",
         "sets": "fvd save_set",
         "protocols": "PROTOCOLS Protocol",
     },

@@ -1,27 +1,54 @@
-"""Folders, shards and arrays -> the clips and features of a Fréchet Video Distance.
+"""A set of videos -> the clips of a Fréchet Video Distance, and features that were given.
 
-    video file   every decoded frame, at the file's own rate and size --+
-    .npy, .npz   uint8 (N, T, H, W, 3) ---------------------------------+--> clip float32
-    shards       frames at 25 fps, resized and coded as JPEG -----------+    (T, size, size, 3)
+    footage --numbers of the frames, by the rule for clips--> frames, at their own size
+      --as the protocol prepares them--> float32 (T, size, size, 3)
 
 Resizing happens in the workers, so that what travels does not depend on the size of the videos.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from i3d.data.footage.opening import Opened
-from i3d.data.footage.source import Footage
+from i3d.data.footage.source import Footage, OpenVideo
 from i3d.data.footage.survey import MAX_VIDEOS
-from i3d.errors import DatasetError, UsageError, VideoError
+from i3d.errors import DatasetError, UsageError
 from i3d.metrics.frechet import MAX_DIMENSIONS
-from i3d.tasks.fvd.pixels import protocol_clip
+from i3d.tasks.fvd.cutting import cut_every, cut_one, explain_short
+from i3d.tasks.fvd.pixels import prepare_frames
 from i3d.tasks.fvd.protocols import Protocol
 
 MAX_FEATURE = 1e30  # absolute; its sixth power, in the kernel distance, is finite
 FEATURE_ROWS = 4096  # of an array of features, read at a time
+PIECE_FRAMES = 128  # of a video of many clips, read at a time: 77 MB at 224 pixels
+
+
+class Piece(NamedTuple):
+    """What a worker reads at a time: a video's one clip, or some of its clips.
+
+    Attributes:
+        video: number of the video.
+        clips: which of every clip; None: the only one.
+    """
+
+    video: int
+    clips: range | None = None
+
+
+class Look(NamedTuple):
+    """What is to be said of a piece that was read.
+
+    Attributes:
+        damage: what was lost of the video, in words; None where nothing was.
+        size: height and width of its frames in pixels.
+    """
+
+    damage: str | None
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -41,23 +68,70 @@ class ClipSet:
         """What the videos are."""
         return self.footage.origin
 
+    @property
+    def planned(self) -> int:
+        """How many of the videos are looked at: the protocol's number at most."""
+        found, most = len(self.keys), self.protocol.videos
+        return found if most is None else min(found, most)
 
-def read_clip(i: int, *, clips: ClipSet) -> tuple[dict[str, np.ndarray], str | None]:
-    """Clip i, float32 (T, size, size, 3) in 0..255, and what was lost of the video.
+    def read(self, piece: Piece) -> tuple[np.ndarray, Look]:
+        """A piece's clips: float32 (K, T, size, size, 3) in 0..255, and what is to be said.
 
-    As `i3d.parallel.ahead.read_items` wants it.
+        Raises:
+            DatasetError, VideoError: the video is at fault.
+        """
+        protocol = self.protocol
+        with self.footage.open(piece.video) as video:
+            if piece.clips is None:
+                cuts = [cut_one(self.keys[piece.video], video.count_frames, protocol)]
+            else:
+                every = list(cut_every(video.count_frames(), protocol))
+                cuts = [every[i] for i in piece.clips]
+            frames, size = _prepare(video, cuts, protocol)
+            clips = np.empty((len(cuts), protocol.frames, *frames[cuts[0][0]].shape), np.float32)
+            for clip, numbers in zip(clips, cuts, strict=True):
+                for place, number in zip(clip, numbers, strict=True):
+                    place[...] = frames[number]
+            return clips, Look(video.damage, size)
+
+
+def _prepare(
+    video: OpenVideo, cuts: Sequence[Sequence[int]], protocol: Protocol
+) -> tuple[dict[int, np.ndarray], tuple[int, int]]:
+    """The frames that clips need by their numbers, prepared one by one, and the video's size.
+
+    One by one: at the file's own size a long clip would fill the memory.
     """
-    protocol = clips.protocol
-    numbers = range(0, protocol.frames_needed, protocol.stride)
+    wanted = sorted({number for numbers in cuts for number in numbers})
+    frames: dict[int, np.ndarray] = {}
+    size = (0, 0)
+    for number, frame in zip(wanted, video.read(wanted), strict=False):
+        size = frame.shape[0], frame.shape[1]
+        frames[number] = prepare_frames(torch.from_numpy(frame)[None], protocol)[0].numpy()
+    if len(frames) < len(wanted):
+        # the first frame that is missing, but for a stride, is the video's end
+        raise DatasetError(explain_short(video.count_frames(), protocol))
+    return frames, size
+
+
+def read_piece(
+    i: int, *, clips: ClipSet, pieces: Sequence[Piece]
+) -> tuple[dict[str, np.ndarray], Look]:
+    """The clips of piece i, as `i3d.parallel.ahead.read_items` wants it."""
+    read, look = clips.read(pieces[i])
+    return {"clips": read}, look
+
+
+def count_clips(i: int, *, clips: ClipSet) -> tuple[dict[str, np.ndarray], int]:
+    """How many clips video i has where every one is taken, as `read_items` wants it."""
     with clips.footage.open(i) as video:
-        # One by one: at the file's own size a long clip would fill the memory.
-        frames = [protocol_clip(frame[None], protocol)[0] for frame in video.read(numbers)]
-        damage = video.damage
-    if len(frames) < protocol.frames:
-        raise VideoError(
-            f"{len(frames)} frames at stride {protocol.stride}; {protocol.frames} are needed"
-        )
-    return {"clip": np.stack(frames)}, damage
+        return {}, sum(1 for _ in cut_every(video.count_frames(), clips.protocol))
+
+
+def divide_clips(video: int, count: int, protocol: Protocol) -> list[Piece]:
+    """A video's clips in pieces that fit into the memory."""
+    step = max(1, PIECE_FRAMES // protocol.frames)
+    return [Piece(video, range(i, min(i + step, count))) for i in range(0, count, step)]
 
 
 # --- features that were given ---------------------------------------------------------------------

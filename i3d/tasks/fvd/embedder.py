@@ -1,6 +1,7 @@
 """Clips -> the features whose distance is measured, by the network that a protocol wants."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from i3d.tasks.fvd.statistics import WeightsRecord
 from i3d.tasks.network import Batcher, Network, load_network
 from i3d.tasks.options import ComputeOptions
 
+_Owner = TypeVar("_Owner")
+
 
 class Embedder:
     """A network in memory, as a protocol wants it.
@@ -24,9 +27,11 @@ class Embedder:
         protocol: says BatchNorm's epsilon, the endpoint and the size of the clips.
         options: how to compute.
         device: ``cpu`` or ``cuda:N``.
+        lengths: of further clips, the first frames of each, whose features are computed too.
         progress: draw a progress bar while downloading, and say what is changed.
 
     Attributes:
+        lengths: frames of the clips, the protocol's own first.
         weights: what made the features.
         dimensions: number of features.
 
@@ -41,8 +46,10 @@ class Embedder:
         options: ComputeOptions,
         *,
         device: str,
+        lengths: Sequence[int] = (),
         progress: bool = False,
     ) -> None:
+        self.lengths = (protocol.frames, *lengths)
         self.protocol, self.options, self.precision = protocol, options, options.precision
         self._network: Network = load_network(
             checkpoint,
@@ -68,35 +75,36 @@ class Embedder:
         self._endpoint = "logits" if logits else "clip"
 
     def embed(
-        self, clips: Iterable[tuple[int, torch.Tensor]], refuse: Callable[[int, str], None]
-    ) -> Iterator[np.ndarray]:
-        """Features float32 (n, D), batch by batch.
+        self, clips: Iterable[tuple[_Owner, torch.Tensor] | None]
+    ) -> Iterator[tuple[list[_Owner], np.ndarray, list[str | None]]]:
+        """Features batch by batch: owners, float32 (n, K, D) and why a row cannot be used.
+
+        K is the number of `lengths`. A row with NaN or infinity has a reason, the others None.
 
         Args:
-            clips: numbers, and clips float32 (T, size, size, 3) in 0..255.
-            refuse: told the number of a clip whose features are NaN or infinite, and the reason;
-                they are left out.
+            clips: what each row's owner is, and clips float32 (T, size, size, 3) in 0..255; None
+                begins a new batch.
 
         Raises:
             I3DError: one clip does not fit into the memory.
         """
         device = self._network.device
         batcher = Batcher(self._compute, self.options, device=device, frames=self.protocol.frames)
-        for number, clip in clips:
-            for numbers, rows in batcher.add(clip.to(device, non_blocking=True), number):
-                yield self._keep(numbers, rows, refuse)
-        for numbers, rows in batcher.finish():
-            yield self._keep(numbers, rows, refuse)
+        for item in clips:
+            if item is None:
+                done = batcher.flush()
+            else:
+                owner, clip = item
+                done = batcher.add(clip.to(device, non_blocking=True), owner)
+            yield from (self._explain(owners, rows) for owners, rows in done)
+        yield from (self._explain(owners, rows) for owners, rows in batcher.finish())
 
-    def _keep(
-        self, numbers: Sequence[int], rows: np.ndarray, refuse: Callable[[int, str], None]
-    ) -> np.ndarray:
-        """The rows that are finite."""
-        reasons = [self._network.explain_overflow(row) for row in rows]
-        for number, reason in zip(numbers, reasons, strict=True):
-            if reason is not None:
-                refuse(number, reason)
-        return rows[[reason is None for reason in reasons]]
+    def _explain(
+        self, owners: list[_Owner], rows: np.ndarray
+    ) -> tuple[list[_Owner], np.ndarray, list[str | None]]:
+        return owners, rows, [self._network.explain_overflow(row) for row in rows]
 
     def _compute(self, clips: torch.Tensor) -> torch.Tensor:
-        return self._network.compute(scale_frames(clips), self._endpoint)
+        clips = scale_frames(clips)
+        rows = [self._network.compute(clips[:, :, :n], self._endpoint) for n in self.lengths]
+        return torch.stack(rows, 1)

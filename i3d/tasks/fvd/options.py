@@ -10,6 +10,24 @@ Endpoint = Literal["logits", "features"]
 Resize = Literal["tf1", "half-pixel"]
 Fit = Literal["squash", "crop"]
 Divisor = Literal["n-1", "n"]
+Filter = Literal["bilinear", "antialias", "lanczos", "area"]
+Crop = Literal["short-side", "square", "squash"]
+Values = Literal["float", "round", "truncate"]
+Clips = Literal["first", "every", "random"]
+Short = Literal["refuse", "loop", "stretch"]
+ContextFrames = Literal["counted", "dropped"]
+ProtocolName = Literal[
+    "google-2018",
+    "stylegan-v",
+    "stylegan-v-128f",
+    "stylegan-v-128f-subsample8f",
+    "videogpt",
+    "common-metrics-styleganv",
+    "common-metrics-videogpt",
+    "cd-fvd",
+    "cd-fvd-frames",
+    "prediction",
+]
 
 # TF-Hub's deepmind/i3d-kinetics-400/1 holds the released network bit for bit: the checksums of all
 # 230 arrays in its variables.index are those of rgb_scratch's (tests/models/foreign).
@@ -22,8 +40,10 @@ HEADING = "Changes to the protocol"
 class Measure:
     """Whose distance, and by which network."""
 
-    protocol: Literal["google-2018", "stylegan-v", "videogpt"] | None = option(
-        None, "Whose FVD.", default_is=f"{DEFAULT_PROTOCOL}, or that of saved statistics"
+    protocol: ProtocolName | None = option(
+        None,
+        "Whose FVD; --protocols prints them.",
+        default_is=f"{DEFAULT_PROTOCOL}, or that of saved statistics",
     )
     checkpoint: str = option(
         DEFAULT_CHECKPOINT,
@@ -36,14 +56,36 @@ class Measure:
 class Changes:
     """Settings of the protocol that are replaced; None leaves the protocol's."""
 
+    resolution: int | None = option(
+        None, "Resize every video to N x N first, as generated ones are.", default_is="as they are"
+    )
     frames: int | None = option(None, "Frames of each clip.", default_is="the protocol's, 16")
     videos: int | None = option(None, "Videos of each set.", default_is="the protocol's")
+    clips: Clips | None = option(None, "Which clips of a video.", default_is="first")
+    seed: int | None = option(None, "Of random clips.", default_is="0")
+    short: Short | None = option(
+        None, "What is done with a video of too few frames.", default_is="refuse"
+    )
+    context: int | None = option(None, "Frames that a predicting model was given.", default_is="0")
     stride: int | None = option(None, "Take every so many frames.", default_is="1", heading=HEADING)
+    context_frames: ContextFrames | None = option(
+        None, "Whether the frames of --context are in the clips.", heading=HEADING
+    )
+    filter: Filter | None = option(None, "Of the resize to --resolution.", heading=HEADING)
+    crop: Crop | None = option(
+        None,
+        "How --resolution makes a square: the short side to N and its centre; the centre square, "
+        "and that to N; or squashed.",
+        heading=HEADING,
+    )
+    values: Values | None = option(
+        None, "What becomes of fractions of a level before the network's resize.", heading=HEADING
+    )
     endpoint: Endpoint | None = option(
         None, "What is compared.", default_is="logits", heading=HEADING
     )
-    resize: Resize | None = option(None, "Grid of the resize.", heading=HEADING)
-    fit: Fit | None = option(None, "How a picture becomes a square.", heading=HEADING)
+    resize: Resize | None = option(None, "Grid of the network's resize.", heading=HEADING)
+    fit: Fit | None = option(None, "How a picture becomes the network's square.", heading=HEADING)
     divisor: Divisor | None = option(None, "Divisor of the covariance.", heading=HEADING)
     bn_eps: float | None = option(None, "BatchNorm's epsilon.", heading=HEADING)
 
@@ -65,3 +107,4 @@ class FvdOutputs(StrictOptions):
         metavar="NPZ",
     )
     output: str | None = option(None, "Write the result for machines.", metavar="JSON")
+    cache: bool = option(True, "Neither take nor keep features in the cache folder.")

@@ -12,7 +12,7 @@ def plot_curve(result: Result, output: files.Location) -> None:
         result: distance with the points of its curve.
         output: path or URL of the picture.
     """
-    points = result.points
+    points, endless = result.analysis.points, result.analysis.endless
     places = [1 / p.count for p in points]
     with draw_plot(output, inches=(9, 5)) as figure:
         axes = figure.subplots()
@@ -25,13 +25,13 @@ def plot_curve(result: Result, output: files.Location) -> None:
             label="lowest to highest subset",
         )
         axes.plot(places, [p.mean for p in points], marker="o", markersize=4, label="mean")
-        if result.endless is not None:
+        if endless is not None:
             axes.plot(
                 [0, places[-1]],
-                [result.endless, points[-1].mean],
+                [endless, points[-1].mean],
                 linestyle="--",
                 color="gray",
-                label=f"extrapolated: {result.endless:.1f}",
+                label=f"extrapolated: {endless:.1f}",
             )
         axes.set_xticks([0, *places], ["∞", *(str(p.count) for p in points)])
         axes.tick_params(axis="x", rotation=60)

@@ -6,28 +6,23 @@ videos, so it never travels without them: `Result.line` is enough to repeat it.
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from i3d.data.shards import Failure
 from i3d.errors import DatasetError, UsageError
-from i3d.metrics.frechet import (
-    FEW,
-    CurvePoint,
-    Interval,
-    Moments,
-    bootstrap,
-    curve,
-    distance,
-    endless,
-    kernel_distance,
-)
+from i3d.metrics.frechet import FEW, Moments, distance
+from i3d.tasks.fvd.analysis import Analysis, LengthPoint, analyse
 from i3d.tasks.fvd.protocols import SCALE, Protocol, find_protocol
-from i3d.tasks.fvd.statistics import WeightsRecord
+from i3d.tasks.fvd.statistics import Record, WeightsRecord
 from i3d.version import VERSION
 
 REASONS_SHOWN = 3  # of skipped videos, and of damaged ones
+
+
+class FewVideosWarning(UserWarning):
+    """A distance of so few videos that it is mostly bias and noise."""
 
 
 class Damaged(NamedTuple):
@@ -42,7 +37,7 @@ class Tally:
     """One set, and what became of its videos: found = used + skipped + left_out.
 
     Attributes:
-        used: N.
+        used: number of videos with features.
         origin: ``files`` (every frame at the file's own rate), ``array``, ``shards-PRESET``
             (frames at the preset's rate and size, coded as JPEG) or ``features``.
         found: number in the set.
@@ -51,6 +46,9 @@ class Tally:
         damaged: number of the used ones of which something was lost, as far as it was decoded.
         reasons: why videos were skipped in this run.
         damages: what was lost of which video in this run.
+        clips: N, where it is not one for each used video.
+        sizes: height and width of the frames, each pair once; empty where nobody knows.
+        resumed: number of videos whose features were there from before.
     """
 
     used: int
@@ -61,6 +59,15 @@ class Tally:
     damaged: int = 0
     reasons: tuple[Failure, ...] = ()
     damages: tuple[Damaged, ...] = ()
+    clips: int | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
+    resumed: int = 0
+
+    @property
+    def count(self) -> str:
+        """Number of videos, and of clips where it is another, for a line."""
+        several = self.clips is not None and self.clips != self.used
+        return f"{self.used}x{self.clips}clips" if several else f"{self.used}"
 
     @property
     def is_partial(self) -> bool:
@@ -71,7 +78,10 @@ class Tally:
         """JSON values."""
         reasons = [{"video": r.key, "reason": r.reason} for r in self.reasons]
         damages = [{"video": d.key, "damage": d.damage} for d in self.damages]
-        return {**asdict(self), "reasons": reasons, "damages": damages}
+        sizes = [{"height": h, "width": w} for h, w in self.sizes]
+        told = {**asdict(self), "reasons": reasons, "damages": damages, "sizes": sizes}
+        del told["resumed"]  # of this run, not of the result
+        return told
 
 
 @dataclass(frozen=True)
@@ -86,9 +96,7 @@ class Result:
         dimensions: D, of the features.
         real: the first set.
         fake: the second.
-        interval: 95 %, where a set has fewer than 256 videos.
-        kvd: kernel distance, unbiased; None if not asked for.
-        points: the curve over the number of videos; empty if not asked for.
+        analysis: what was computed beside it; its interval, where a set has fewer than 256 videos.
     """
 
     value: float
@@ -98,9 +106,7 @@ class Result:
     dimensions: int
     real: Tally
     fake: Tally
-    interval: Interval | None = None
-    kvd: float | None = None
-    points: tuple[CurvePoint, ...] = ()
+    analysis: Analysis = field(default_factory=Analysis)
 
     @property
     def name(self) -> str:
@@ -129,7 +135,7 @@ class Result:
             settings["divisor"] = self.protocol.divisor
         settings["dimensions"] = self.dimensions
         for side, videos in (("real", self.real), ("fake", self.fake)):
-            settings[side] = f"{videos.used}:{videos.origin}"
+            settings[side] = f"{videos.count}:{videos.origin}"
         settings["i3d"] = VERSION
         words = [shlex.quote(f"{key}={value}") for key, value in settings.items()]
         return f"FVD {self.value:.8g} {shlex.quote(f'[{self.name}]')} {' '.join(words)}"
@@ -137,13 +143,36 @@ class Result:
     @property
     def warning(self) -> str | None:
         """What is to be said of few videos."""
-        if self.interval is None:
+        if min(self.real.used, self.fake.used) >= FEW:
+            return None
+        text = (
+            f"{self.real.used} real and {self.fake.used} fake videos: under {FEW} the distance is "
+            "mostly bias and noise, and compares only with one of as many videos"
+        )
+        return text if self.interval is None else f"{text}; {self.interval}"
+
+    @property
+    def interval(self) -> str | None:
+        """The interval in words."""
+        if (interval := self.analysis.interval) is None:
             return None
         return (
-            f"{self.real.used} real and {self.fake.used} fake videos: under {FEW} the distance is "
-            "mostly bias and noise, and compares only with one of as many videos; "
-            f"95 % bootstrap interval {self.interval.low:.4g} to {self.interval.high:.4g}, "
+            f"95 % bootstrap interval {interval.low:.4g} to {interval.high:.4g}, "
             "the bias not included"
+        )
+
+    @property
+    def size_warning(self) -> str | None:
+        """What is to be said of sets whose frames differ in size, and were not made alike."""
+        one, other = self.real.sizes, self.fake.sizes
+        if self.weights is None or self.protocol.resolution is not None or not (one and other):
+            return None
+        if one == other:
+            return None
+        small = min(min(size) for size in one + other)
+        return (
+            f"REAL has frames of {_say_sizes(one)}, FAKE of {_say_sizes(other)}: the distance "
+            f"measures that, too; --resolution {small} makes both of one size first"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -158,33 +187,46 @@ class Result:
             "dimensions": self.dimensions,
             "real": self.real.as_dict(),
             "fake": self.fake.as_dict(),
-            "interval": None if self.interval is None else [self.interval.low, self.interval.high],
-            "kvd": self.kvd,
-            "curve": [asdict(point) for point in self.points],
-            "endless": self.endless,
+            **self.analysis.as_dict(),
             "versions": {"i3d": VERSION, **{n: version(n) for n in ("torch", "numpy")}},
         }
 
-    @property
-    def endless(self) -> float | None:
-        """The curve's line at endlessly many videos."""
-        return endless(self.points) if len(self.points) > 1 else None
-
     def __str__(self) -> str:
         lines = [self.line]
-        if self.kvd is not None:
-            lines.append(f"KVD {self.kvd:.6g}, kernel (x'y / {self.dimensions} + 1)^3, unbiased")
-        lines += [
-            f"N {p.count}: {p.mean:.6g} ({p.lowest:.6g} to {p.highest:.6g})" for p in self.points
-        ]
-        if self.endless is not None:
-            lines.append(f"extrapolated to endlessly many videos: {self.endless:.6g}")
+        if self.interval is not None and self.warning is None:
+            lines.append(self.interval)
+        if text := str(self.analysis):
+            lines.append(text)
         for side, videos in (("real", self.real), ("fake", self.fake)):
             if videos.is_partial:
                 lines.append(describe_tally(side, videos))
-        if self.warning is not None:
-            lines.append(f"warning: {self.warning}")
+        lines += [f"warning: {w}" for w in (self.size_warning, self.warning) if w is not None]
         return "\n".join(lines)
+
+
+def make_record(protocol: Protocol, weights: WeightsRecord, precision: str, tally: Tally) -> Record:
+    """What saved statistics say of a set."""
+    return Record(
+        protocol=protocol,
+        weights=weights,
+        precision=precision,
+        origin=tally.origin,
+        found=tally.found,
+        left_out=tally.left_out,
+        skipped=tally.skipped,
+        damaged=tally.damaged,
+        clips=tally.clips,
+        sizes=tally.sizes,
+        i3d=VERSION,
+        arrays_sha256="",
+    )
+
+
+def _say_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    """Width x height of one or two, or of the smallest and the largest."""
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    words = [f"{w}x{h}" for h, w in ordered]
+    return " and ".join(words) if len(words) < 3 else f"{words[0]} to {words[-1]}"
 
 
 def describe_tally(side: str, videos: Tally) -> str:
@@ -219,10 +261,20 @@ def compute_result(
     *,
     kvd: bool = False,
     points: bool = False,
+    precision_recall: bool = False,
+    interval: bool = False,
+    per_class: bool = False,
+    extremes: int = 0,
+    keys: tuple[Sequence[str], Sequence[str]] | None = None,
+    lengths: Sequence[LengthPoint] = (),
 ) -> Result:
-    """Compute all that is asked for."""
+    """Compute the distance and all that is asked for beside it; see `analyse`.
+
+    Raises:
+        DatasetError: a set has fewer than two videos.
+        UsageError: sets that do not compare; what is asked for cannot be told of them.
+    """
     one, other = moments
-    unbiased = protocol.unbiased
     for side, m, v in zip(("real", "fake"), moments, tallies, strict=True):
         if m.count < 2:
             first = f"; the first, {v.reasons[0].key}: {v.reasons[0].reason}" if v.reasons else ""
@@ -234,27 +286,26 @@ def compute_result(
         raise UsageError(
             f"real has features of {one.dimensions} dimensions, fake of {other.dimensions}"
         )
-    kernel: float | None = None
-    growth: tuple[CurvePoint, ...] = ()
-    if kvd or points:
-        if one.rows is None or other.rows is None:
-            raise UsageError(
-                "the kernel distance and the curve need the features of every video; saved "
-                "statistics hold them of small sets alone, and FrechetVideoDistance with "
-                "keep_features=True"
-            )
-        kernel = kernel_distance(one.rows, other.rows) if kvd else None
-        growth = curve(one.rows, other.rows, unbiased=unbiased) if points else ()
-    few = min(one.count, other.count) < FEW
+    analysis = analyse(
+        one,
+        other,
+        unbiased=protocol.unbiased,
+        kvd=kvd,
+        points=points,
+        precision_recall=precision_recall,
+        interval=interval or min(one.count, other.count) < FEW,
+        per_class=per_class,
+        extremes=extremes,
+        keys=keys,
+        lengths=lengths,
+    )
     return Result(
-        value=distance(one, other, unbiased=unbiased),
+        value=distance(one, other, unbiased=protocol.unbiased),
         protocol=protocol,
         weights=weights,
         precision=precision,
         dimensions=one.dimensions,
         real=tallies[0],
         fake=tallies[1],
-        interval=bootstrap(one, other, unbiased=unbiased) if few else None,
-        kvd=kernel,
-        points=growth,
+        analysis=analysis,
     )

@@ -1,7 +1,7 @@
 """Fréchet Video Distance: how far a set of generated videos is from a set of real ones.
 
     videos, shards, arrays --rank r: an equal part--> workers decode and resize as the protocol says
-      --clips--> device: network --> features (N, D) --> Moments, of constant size
+      --clips--> device: network --> features (N, D) --> sums of constant size
     all ranks --one gather--> rank 0: merge --> distance, with all that it depends on
 
 Every video of both sets belongs to exactly one process. No process waits for another before the
@@ -10,25 +10,22 @@ end. A video that cannot be read, or is too short, is skipped with its reason.
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from i3d import files
-from i3d.console import Bar, progress_bar, say_written, show
+from i3d.console import say_written, show
 from i3d.data.footage.opening import Opened, check_options, open_footage
 from i3d.data.footage.options import FootageOptions
 from i3d.data.shards import Failure
 from i3d.errors import UsageError
 from i3d.metrics.frechet import Moments
 from i3d.models.i3d import I3D
-from i3d.parallel.ahead import check_shared_memory, read_items
-from i3d.parallel.process import choose_workers, terminated_cleanly
+from i3d.parallel.process import terminated_cleanly
 from i3d.parallel.world import World, connect, world_from_environment
 from i3d.report.plot import check_plot
 from i3d.tasks.fvd.clip_sets import (
@@ -36,10 +33,10 @@ from i3d.tasks.fvd.clip_sets import (
     feature_batches,
     given_features,
     is_statistics,
-    read_clip,
 )
 from i3d.tasks.fvd.embedder import Embedder
-from i3d.tasks.fvd.metric import FewVideosWarning, make_record, pack_moments, unpack_moments
+from i3d.tasks.fvd.feature_cache import FeatureCache, drop_oldest
+from i3d.tasks.fvd.measuring import SetMeasurer, SetRows, unpack_sets
 from i3d.tasks.fvd.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_PROTOCOL,
@@ -48,7 +45,15 @@ from i3d.tasks.fvd.options import (
     Measure,
 )
 from i3d.tasks.fvd.protocols import Protocol, change_protocol
-from i3d.tasks.fvd.result import Damaged, Result, Tally, compute_result, describe_tally
+from i3d.tasks.fvd.result import (
+    Damaged,
+    FewVideosWarning,
+    Result,
+    Tally,
+    compute_result,
+    describe_tally,
+    make_record,
+)
 from i3d.tasks.fvd.statistics import (
     Record,
     WeightsRecord,
@@ -60,7 +65,6 @@ from i3d.tasks.fvd.statistics import (
 from i3d.tasks.network import choose_device
 from i3d.tasks.options import ComputeOptions
 
-BYTES_A_PIXEL = 12  # of a clip: three float32
 MAX_KEPT_BYTES = 1 << 34  # 5 million videos with 400 logits
 
 
@@ -76,6 +80,7 @@ def fvd(
     kvd: bool = False,
     curve: bool = False,
     save_statistics: files.Location | None = None,
+    cache: bool = True,
     world: World | None = None,
     progress: bool = False,
 ) -> Result | None:
@@ -93,6 +98,8 @@ def fvd(
         kvd: also the kernel distance.
         curve: also how the distance falls with the number of videos.
         save_statistics: ``.npz`` file for the real set's statistics.
+        cache: keep features in the user's cache folder, and take those that are there: a job that
+            was killed goes on, and a set is measured once.
         world: this process's part of the work; default: from the launcher's environment.
         progress: draw a progress bar on process 0.
 
@@ -114,6 +121,7 @@ def fvd(
         options=options,
         keep=kvd or curve,
         save_statistics=save_statistics,
+        cache=cache,
         world=world,
         progress=progress,
     )
@@ -121,8 +129,8 @@ def fvd(
         return None
     one, other = measured.sets
     result = compute_result(
-        (one[0], other[0]),
-        (one[1], other[1]),
+        (one.moments[0], other.moments[0]),
+        (one.tally, other.tally),
         measured.protocol,
         measured.weights,
         measured.precision,
@@ -176,6 +184,7 @@ def save_set(
     changes: Mapping[str, Any] | None = None,
     footage: FootageOptions = FootageOptions(),
     options: ComputeOptions = ComputeOptions(),
+    cache: bool = True,
     world: World | None = None,
     progress: bool = False,
 ) -> Saved | None:
@@ -189,14 +198,71 @@ def save_set(
         options=options,
         keep=False,
         save_statistics=output,
+        cache=cache,
         world=world,
         progress=progress,
     )
     if measured is None or measured.weights is None:
         return None
-    tally = measured.sets[0][1]
+    tally = measured.sets[0].tally
     record = make_record(measured.protocol, measured.weights, measured.precision, tally)
     return Saved(os.fspath(output), record, tally)
+
+
+@dataclass(frozen=True)
+class MeasuredSet:
+    """A set after its videos were looked at.
+
+    Attributes:
+        moments: the features' at each length of clips, the protocol's first.
+        tally: what became of the videos.
+        keys: the video of each row, where rows are kept.
+    """
+
+    moments: tuple[Moments, ...]
+    tally: Tally
+    keys: tuple[str, ...] = ()
+
+
+def measure_set(
+    videos: files.Location,
+    *,
+    embedder: Embedder,
+    options: ComputeOptions,
+    device: str,
+    keep: bool,
+    world: World,
+    footage: FootageOptions = FootageOptions(),
+) -> MeasuredSet:
+    """One set by a network that is loaded, in this process alone; features are kept.
+
+    Raises:
+        DatasetError: the set cannot be understood.
+        UsageError: features of an unknown network, or statistics that were made otherwise.
+    """
+    with ExitStack() as stack:
+        side = _open("real", videos, footage, stack)
+        check_options([side.contents], footage)
+        if side.features is not None:
+            raise UsageError(
+                f"{side.contents.where} holds features of an unknown network; add them with "
+                "update_features"
+            )
+        _agree([side], embedder.protocol, embedder, options)
+        if side.record is not None:
+            return _collect(side, None, [], keep)
+        assert side.contents.footage is not None
+        clips = ClipSet(side.contents.footage, embedder.protocol)
+        job = SetMeasurer(
+            embedder,
+            {side.name: clips},
+            cache=FeatureCache(embedder, device),
+            world=world,
+            keep=keep,
+        )
+        job.run(options, device, progress=False)
+        drop_oldest()
+        return _collect(side, clips, [job.sets], keep)
 
 
 # --- the sets -------------------------------------------------------------------------------------
@@ -228,7 +294,7 @@ class _Side:
 class _Measured:
     """What process 0 knows in the end: the sets in their order, and how features were made."""
 
-    sets: tuple[tuple[Moments, Tally], ...]
+    sets: tuple[MeasuredSet, ...]
     protocol: Protocol
     weights: WeightsRecord | None
     precision: str
@@ -244,8 +310,10 @@ def _measure(
     options: ComputeOptions,
     keep: bool,
     save_statistics: files.Location | None,
+    cache: bool,
     world: World | None,
     progress: bool,
+    lengths: Sequence[int] = (),
 ) -> _Measured | None:
     """The moments of every set, on process 0; None on the others."""
     world = world_from_environment() if world is None else world
@@ -264,20 +332,27 @@ def _measure(
         }
         embedder = None
         if clips:
-            embedder = Embedder(checkpoint, used, options, device=device, progress=progress)
+            embedder = Embedder(
+                checkpoint, used, options, device=device, lengths=lengths, progress=progress
+            )
         weights, precision = _agree(sides, used, embedder, options)
         if save_statistics is not None and sides[0].name not in clips:
             raise UsageError("statistics are saved of the real set's videos; it has none")
         with connect(world) as group, terminated_cleanly():
-            job = _SetMoments(embedder, clips, used, world, keep=keep)
-            job.run(options, device, progress=progress)
-            gathered = group.gather(job.part())
+            gathered: list[dict[str, SetRows]] = []
+            if embedder is not None:
+                kept = FeatureCache(embedder, device) if cache else None
+                job = SetMeasurer(embedder, clips, cache=kept, world=world, keep=keep)
+                job.run(options, device, progress=progress)
+                gathered = [unpack_sets(part, keep=keep) for part in group.gather(job.part())]
+            if cache and world.local_rank == 0:
+                drop_oldest()
             if not world.first:
                 return None
         sets = tuple(_collect(side, clips.get(side.name), gathered, keep) for side in sides)
     if save_statistics is not None and weights is not None:
-        moments, tally = sets[0]
-        write_statistics(save_statistics, make_record(used, weights, precision, tally), moments)
+        record = make_record(used, weights, precision, sets[0].tally)
+        write_statistics(save_statistics, record, sets[0].moments[0])
     return _Measured(sets, used, weights, precision)
 
 
@@ -328,48 +403,49 @@ def _agree(
 
 
 def _collect(
-    side: _Side, clips: ClipSet | None, gathered: Sequence[bytes], keep: bool
-) -> tuple[Moments, Tally]:
-    """A set's moments from all processes, or from its file."""
+    side: _Side, clips: ClipSet | None, gathered: Sequence[dict[str, SetRows]], keep: bool
+) -> MeasuredSet:
+    """A set from all processes, or from its file."""
     if side.record is not None and side.moments is not None:
         record, moments = side.record, side.moments
-        return moments, Tally(
+        tally = Tally(
             moments.count,
             record.origin,
             record.found,
             record.skipped,
             record.left_out,
             record.damaged,
+            sizes=record.sizes,
         )
+        return MeasuredSet((moments,), tally)
     if (features := side.features) is not None:
         moments = Moments(features.shape[1], keep=keep)
         _check_memory(features, side.contents.where, keep=keep)
         for batch in feature_batches(features, side.contents.where):
             moments.update(batch)
-        return moments, Tally(moments.count, "features", moments.count)
+        return MeasuredSet((moments,), Tally(moments.count, "features", moments.count))
     assert clips is not None
-    parts: list[Moments] = []
-    skipped: list[Failure] = []
-    damaged: list[Damaged] = []
-    for data in gathered:
-        about, arrays = unpack_moments(data)
-        parts.append(Moments.from_arrays(arrays[side.name], keep=keep))
-        skipped += [Failure(clips.keys[i], text) for i, text in about["skipped"][side.name]]
-        damaged += [Damaged(clips.keys[i], text) for i, text in about["damaged"][side.name]]
-    whole = parts[0]
-    for part in parts[1:]:
-        whole.merge(part)
-    found, planned = len(clips.keys), whole.count + len(skipped)
-    return whole, Tally(
-        used=whole.count,
+    whole = gathered[0][side.name]
+    for part in gathered[1:]:
+        whole.merge(part[side.name])
+    skipped = [Failure(clips.keys[i], text) for i, text in whole.skipped]
+    damaged = [Damaged(clips.keys[i], text) for i, text in whole.damaged]
+    found = len(clips.keys)
+    tally = Tally(
+        used=whole.used,
+        clips=whole.moments[0].count,
         origin=clips.origin,
         found=found,
         skipped=len(skipped),
-        left_out=found - planned,
+        left_out=found - clips.planned,
         damaged=len(damaged),
         reasons=tuple(sorted(skipped)),
         damages=tuple(sorted(damaged)),
+        sizes=tuple(sorted(whole.sizes)),
+        resumed=whole.resumed,
     )
+    keys = [clips.keys[i] for block in sorted(whole.videos) for i in whole.videos[block]]
+    return MeasuredSet(tuple(m.total() for m in whole.moments), tally, tuple(keys))
 
 
 def _check_memory(features: np.ndarray, where: str, *, keep: bool) -> None:
@@ -385,76 +461,6 @@ def _check_memory(features: np.ndarray, where: str, *, keep: bool) -> None:
             f"all are kept, as --kvd and --plot do (at most {MAX_KEPT_BYTES >> 30}); leave those "
             "out, or give fewer rows"
         )
-
-
-# --- the work of one process ----------------------------------------------------------------------
-
-
-class _SetMoments:
-    """This process's share of every set."""
-
-    def __init__(
-        self,
-        embedder: Embedder | None,
-        clips: Mapping[str, ClipSet],
-        protocol: Protocol,
-        world: World,
-        *,
-        keep: bool,
-    ) -> None:
-        self.embedder, self.clips, self.protocol, self.world = embedder, clips, protocol, world
-        dimensions = 1 if embedder is None else embedder.dimensions
-        self.moments = {name: Moments(dimensions, keep=keep) for name in clips}
-        self.skipped: dict[str, list[tuple[int, str]]] = {name: [] for name in clips}
-        self.damaged: dict[str, dict[int, str]] = {name: {} for name in clips}
-
-    def _share(self, name: str) -> range:
-        """Which videos are this process's."""
-        found, most = len(self.clips[name].keys), self.protocol.videos
-        return self.world.share(found if most is None else min(found, most))
-
-    def run(self, options: ComputeOptions, device: str, *, progress: bool) -> None:
-        """Look at them."""
-        if self.embedder is None:
-            return
-        workers = choose_workers(options.workers, device, self.world, decodes=False)
-        size = self.protocol.frames * self.protocol.size**2 * BYTES_A_PIXEL
-        check_shared_memory(size, workers=workers, processes=self.world.local_size)
-        total = sum(len(self._share(name)) for name in self.clips)
-        title = self.world.title("fvd") if progress else None
-        done = 0
-        with progress_bar(title, total=total, unit="videos") as bar:
-            for name in self.clips:
-                clips = self._read(name, workers, bar, done, pin=device != "cpu")
-                for features in self.embedder.embed(clips, partial(self._skip, name)):
-                    self.moments[name].update(features)
-                done += len(self._share(name))
-
-    def _skip(self, name: str, i: int, reason: str) -> None:
-        """Note why video i of a set cannot be used."""
-        self.skipped[name].append((i, reason))
-        self.damaged[name].pop(i, None)  # of those that are used
-
-    def _read(
-        self, name: str, workers: int, bar: Bar, done: int, *, pin: bool
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        """This process's clips of a set; what cannot be used is noted."""
-        read = partial(read_clip, clips=self.clips[name])
-        keys = self.clips[name].keys
-        for item in read_items(read, self._share(name), workers=workers, pin=pin, names=keys):
-            if item.error is not None:
-                self._skip(name, item.index, item.error)
-            else:
-                if item.about is not None:
-                    self.damaged[name][item.index] = item.about
-                yield item.index, item.tensors["clip"]
-            done += 1
-            bar.update(done)
-
-    def part(self) -> bytes:
-        """All that this process has to report."""
-        damaged = {name: list(found.items()) for name, found in self.damaged.items()}
-        return pack_moments({"skipped": self.skipped, "damaged": damaged}, self.moments)
 
 
 def run_fvd(
@@ -473,6 +479,7 @@ def run_fvd(
         "changes": changes.as_dict(),
         "footage": footage,
         "options": options,
+        "cache": outputs.cache,
         "progress": True,
     }
     kvd, plot, save_statistics = outputs.kvd, outputs.plot, outputs.save_statistics

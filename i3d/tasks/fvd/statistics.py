@@ -22,10 +22,10 @@ from i3d import files
 from i3d.errors import DatasetError, UsageError
 from i3d.metrics.frechet import MAX_DIMENSIONS, Moments
 from i3d.models.released import CHECKPOINTS
-from i3d.records import differences, read_sealed, seal
+from i3d.records import added, differences, read_sealed, seal
 from i3d.tasks.fvd.protocols import Protocol, find_protocol
 
-FORMAT = "i3d-fvd-statistics-1"
+FORMAT = "i3d-fvd-statistics-2"
 MAX_METADATA = 1 << 16  # bytes
 MAX_COUNT = 1 << 40
 MAX_ROWS = 1 << 15  # of features: twice MAX_DIMENSIONS
@@ -67,10 +67,12 @@ class Record:
         origin: ``files``, ``array`` or ``shards-PRESET``.
         found: videos in the set.
         left_out: videos beyond the protocol's number.
-        skipped: videos that could not be used; found = n + left_out + skipped.
-        damaged: videos among the n of which something was lost.
+        skipped: videos that could not be used; found = used + left_out + skipped.
+        damaged: videos among the used ones of which something was lost.
         i3d: version that wrote it.
         arrays_sha256: hash of the other arrays.
+        clips: n, where it is not one for each used video.
+        sizes: height and width of the frames, each pair once; empty where nobody knows.
     """
 
     protocol: Protocol
@@ -83,6 +85,8 @@ class Record:
     damaged: int
     i3d: str
     arrays_sha256: str
+    clips: int | None = added()
+    sizes: tuple[tuple[int, int], ...] = added()
 
     @property
     def settings(self) -> dict[str, Any]:
