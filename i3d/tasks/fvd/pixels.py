@@ -33,9 +33,7 @@ def prepare_frames(frames: torch.Tensor, protocol: Protocol) -> torch.Tensor:
     """
     if protocol.resolution is not None:
         frames = resize_first(frames, protocol)
-    if frames.dtype != torch.uint8:
-        frames = _quantize(frames, protocol)
-    return resize_for_network(frames, protocol)
+    return resize_for_network(quantize(frames, protocol), protocol)
 
 
 # --- the first resize -----------------------------------------------------------------------------
@@ -132,8 +130,10 @@ _RESIZES = {
 }
 
 
-def _quantize(frames: torch.Tensor, protocol: Protocol) -> torch.Tensor:
-    """Fractions of a level, as the protocol's source treats them; float32 in, 0..255."""
+def quantize(frames: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+    """Fractions of a level as the protocol's source treats them: float32 in 0..255, or uint8."""
+    if frames.dtype == torch.uint8:
+        return frames
     if protocol.values == "round":
         return _round(frames)
     if protocol.values == "truncate":

@@ -5,24 +5,30 @@
 
 import numpy as np
 import pytest
+import torch
 from support import fvd_sources
 from support.golden import REFERENCE
 
 import i3d
-from i3d.tasks.fvd.pixels import protocol_clip
+from i3d.tasks.fvd.pixels import prepare_frames, quantize, resize_first
 from i3d.tasks.fvd.protocols import change_protocol
 
-CROP, SQUASH = "videogpt", "stylegan-v"  # that have the fit, and the half-pixel grid
-SECOND = {
-    "cd-fvd/second": SQUASH,
-    "common-metrics/videogpt-second": CROP,
-    "common-metrics/styleganv-second": CROP,
-    "videogpt/second": CROP,
+FIRST = {  # the resize to a data set's resolution -> protocol
+    "cd-fvd/first-videos": "cd-fvd",
+    "cd-fvd/first-frames": "cd-fvd-frames",
+    "videogpt/first": "videogpt",
+    "stylegan-v/first": "stylegan-v",
 }
-SCORES = {  # program -> protocol, and what is changed of it
-    "cd-fvd/": (SQUASH, {"bn_eps": 1e-5}),
-    "common-metrics/videogpt-": (CROP, {}),
-    "common-metrics/styleganv-": (CROP, {"bn_eps": 1e-3}),
+SECOND = {  # what the network sees -> protocol
+    "cd-fvd/second": "cd-fvd",
+    "common-metrics/videogpt-second": "common-metrics-videogpt",
+    "common-metrics/styleganv-second": "common-metrics-styleganv",
+    "videogpt/second": "videogpt",
+}
+SCORES = {  # program -> protocol; cd-fvd resizes and cuts no arrays
+    "cd-fvd/": ("cd-fvd", {"resolution": None, "clips": "first"}),
+    "common-metrics/videogpt-": ("common-metrics-videogpt", {}),
+    "common-metrics/styleganv-": ("common-metrics-styleganv", {}),
 }
 ARITHMETIC = {  # relative error of the program's own distance of its features
     "cd-fvd/": 2e-6,  # measured 4.5e-7: sqrtm of a singular matrix
@@ -31,7 +37,7 @@ ARITHMETIC = {  # relative error of the program's own distance of its features
 }
 SOME = 2  # videos of a set; all of them take minutes
 
-pytestmark = pytest.mark.filterwarnings("ignore::i3d.tasks.fvd.metric.FewVideosWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::i3d.tasks.fvd.result.FewVideosWarning")
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +54,52 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", fvd_sources.SHAPES)
+@pytest.mark.parametrize("step", FIRST)
+def test_the_first_resize_is_theirs(step, shape, golden):
+    """To the bit: filter, sizes, the crop's place, and what becomes of fractions of a level."""
+    protocol = change_protocol(FIRST[step], {"resolution": fvd_sources.RESOLUTION})
+    frames = torch.from_numpy(fvd_sources.frames(*shape))
+    ours = quantize(resize_first(frames, protocol), protocol)
+    theirs = golden[f"{step}/{shape[0]}x{shape[1]}"]
+    np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("cd-fvd", "cd-fvd"),
+        ("common-metrics/videogpt", "common-metrics-videogpt"),
+    ],
+)
+def test_all_levels_stay_what_they_are(program, name, golden):
+    """Divided by 255, times 255, and cut to 8 bits: float32 gives every level back."""
+    path = f"{program}/levels" if "/" not in program else f"{program}-levels"
+    protocol = change_protocol(name, {"resolution": 16})
+    ours = quantize(resize_first(torch.from_numpy(fvd_sources.levels()), protocol), protocol)
+    np.testing.assert_array_equal(ours.numpy(), golden[path])
+
+
+def test_videogpt_darkens_real_videos_that_need_no_resize(golden):
+    """Its data set takes 0.5 off and its script adds it: in float32 levels 1 to 63 lose one.
+
+    Generated ones do not go that way, so it is no property of the protocol: nothing is done here
+    to a frame that has its resolution.
+    """
+    levels = fvd_sources.levels()
+    lost = (levels >= 1) & (levels <= 63)
+    np.testing.assert_array_equal(golden["videogpt/levels"], levels - lost)
+    protocol = change_protocol("videogpt", {"resolution": 16})
+    ours = quantize(resize_first(torch.from_numpy(levels), protocol), protocol)
+    np.testing.assert_array_equal(ours.numpy(), levels)
+
+
+@pytest.mark.parametrize("shape", fvd_sources.SHAPES)
 @pytest.mark.parametrize("step", SECOND)
 def test_the_network_sees_what_theirs_sees(step, shape, golden):
-    protocol = change_protocol(SECOND[step], {"size": fvd_sources.RESOLUTION})
-    ours = protocol_clip(fvd_sources.frames(*shape), protocol) * 2 / 255 - 1
+    changes = {"size": fvd_sources.RESOLUTION, "resolution": None}
+    protocol = change_protocol(SECOND[step], changes)
+    frames = torch.from_numpy(fvd_sources.frames(*shape))
+    ours = prepare_frames(frames, protocol).numpy() * 2 / 255 - 1
     theirs = golden[f"{step}/{shape[0]}x{shape[1]}"]
     # measured 8.3e-7, where they divide by 255 before the resize; 0 with cd-fvd, which does after
     np.testing.assert_allclose(ours[:1, ::2], theirs, rtol=0, atol=2e-6)
