@@ -27,9 +27,8 @@ from i3d import copies, files
 from i3d.classes import readable
 from i3d.data.footage.frames import is_picture, suffix_of
 from i3d.data.footage.pictures import MAX_PICTURE_BYTES, OpenPictures, order_frames
-from i3d.data.footage.source import identify_files
 from i3d.data.footage.survey import Survey, is_array
-from i3d.data.footage.videos import OpenVideoFile
+from i3d.data.footage.videos import OpenVideoFile, identify_files
 from i3d.data.kinetics.dataset import is_video
 from i3d.data.zip_directory import (
     Member,
@@ -65,22 +64,18 @@ class Index:
     """Where the members lie: a table of `_ROW`, and the names.
 
     Attributes:
-        named: path or URL of the archive, as the user named it.
-        location: of the archive, or of what it was unpacked to.
+        where: path or URL of the archive, as the user named it.
+        location: the same, or what it was unpacked to.
         folder: of the two files, which are there as long as the archive is open.
         starts: first row of every video, and the end of the last one.
         is_zip: whether members have headers of a zip's.
     """
 
-    named: str
+    where: str
     location: str
     folder: Path
     starts: np.ndarray
     is_zip: bool
-
-    def identify(self, videos: Sequence[int]) -> list[str | None]:
-        """By the archive; see `Footage.identify`."""
-        return identify_files([self.named]) * len(videos)
 
     def members(self, i: int) -> list[Member]:
         """The members of video i."""
@@ -104,13 +99,17 @@ class Index:
             raise DatasetError(f"{member.name} is cut short; {_REMEDY}")
         return data
 
+    def identify(self, videos: Sequence[int]) -> list[str | None]:
+        """By the archive's file; see `Footage.identify`."""
+        return identify_files([self.where]) * len(videos)
+
     @contextmanager
     def open_member(self, member: Member) -> Iterator[IO[bytes]]:
         """A video file, to be read from any place; what is compressed is unpacked for as long."""
         begin = find_content(self.location, member) if self.is_zip else member.offset
         with readable(self.location):
             archive = files.open_read(self.location)
-        name = f"{self.location}: {member.name}"
+        name = f"{self.where}: {member.name}"
         with archive:
             if not member.method:
                 yield cast(IO[bytes], _Part(archive, begin, member.size, name))
@@ -202,7 +201,7 @@ class ArchiveFrames:
         )
 
     def identify(self, videos: Sequence[int]) -> list[str | None]:
-        """By the archive; see `Footage.identify`."""
+        """See `Footage.identify`."""
         return self.index.identify(videos)
 
 
@@ -221,7 +220,7 @@ class ArchiveVideos:
             yield OpenVideoFile(file)
 
     def identify(self, videos: Sequence[int]) -> list[str | None]:
-        """By the archive; see `Footage.identify`."""
+        """See `Footage.identify`."""
         return self.index.identify(videos)
 
 
@@ -408,6 +407,7 @@ def _unpack(where: str, path: Path) -> Path:
                 total=None,
                 where=where,
                 origin="unpacked from a compressed tar",
+                remedy="gunzip it",
             )
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DatasetError(f"{where} is no readable .tar.gz ({error}); {_REMEDY}") from error

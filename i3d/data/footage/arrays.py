@@ -14,8 +14,8 @@ from i3d.data.footage.layouts import (
     make_frame,
 )
 from i3d.data.footage.options import Layout, ValueRange
-from i3d.data.footage.source import identify_files
 from i3d.data.footage.tensors import StoredArray, choose_array, open_array_file
+from i3d.data.footage.videos import identify_files, join_identities
 
 
 def name_origin(kind: str, value_range: ValueRange | None) -> str:
@@ -28,15 +28,15 @@ class ArrayFootage:
     """An array with all videos, which is mapped and never read whole.
 
     Attributes:
-        location: the file that the user named, of which ``array`` may be unpacked.
         keys: ``[0]``, ``[1]``, ...
+        location: the file that the user named.
         array: (N, ...).
         layout: axes of a video.
         value_range: of floats.
     """
 
-    location: str
     keys: tuple[str, ...]
+    location: str
     array: StoredArray
     layout: str
     value_range: ValueRange | None
@@ -52,10 +52,9 @@ class ArrayFootage:
         yield _OpenArray(self.array, self.array.map()[i], self.layout, self.value_range)
 
     def identify(self, videos: Sequence[int]) -> list[str | None]:
-        """By the file, and how it is understood; see `Footage.identify`."""
-        (found,) = identify_files([self.location])
-        known = None if found is None else f"{found} {self.layout} {self.value_range}"
-        return [known] * len(videos)
+        """By the one file; see `Footage.identify`."""
+        found = identify_files([self.location])
+        return [join_identities(found, self.layout, self.value_range)] * len(videos)
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,9 @@ class ArrayFilesFootage:
             yield _OpenArray(array, array.map(), layout, self.value_range)
 
     def identify(self, videos: Sequence[int]) -> list[str | None]:
-        """By each file, and how it is understood; see `Footage.identify`."""
+        """By the file of each; see `Footage.identify`."""
         found = identify_files([self.locations[i] for i in videos])
-        return [f and f"{f} {self.layout} {self.value_range}" for f in found]
+        return [join_identities([x], self.layout, self.value_range) for x in found]
 
 
 class _OpenArray:

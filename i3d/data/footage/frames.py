@@ -1,6 +1,7 @@
 """Footage of folders of pictures: every folder is a video, every picture one of its frames."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,8 +14,10 @@ from i3d.data.footage.pictures import (
     OpenPictures,
     order_frames,
 )
-from i3d.data.footage.source import identify_together
+from i3d.data.footage.videos import identify_files, join_identities
 from i3d.errors import DatasetError
+
+_THREADS = 16  # that list folders
 
 
 def is_picture(name: str) -> bool:
@@ -61,14 +64,16 @@ class FrameFootage:
 
     def identify(self, videos: Sequence[int]) -> list[str | None]:
         """By all pictures of each; see `Footage.identify`."""
-        return [self._identify(self.locations[i]) for i in videos]
 
-    def _identify(self, folder: str) -> str | None:
-        try:
-            names = sorted(_list_pictures(folder))
-        except DatasetError:
-            return None
-        return identify_together([files.join(folder, name) for name in names])
+        def find(folder: str) -> str | None:
+            try:
+                names = _list_pictures(folder)
+            except DatasetError:
+                return None
+            return join_identities(identify_files([files.join(folder, name) for name in names]))
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(find, [self.locations[i] for i in videos]))
 
 
 def _list_pictures(folder: str) -> list[str]:

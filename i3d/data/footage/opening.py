@@ -71,7 +71,7 @@ def check_options(sets: Sequence[Opened], options: FootageOptions) -> None:
     """
     for name, value in (("layout", options.layout), ("range", options.value_range)):
         if value is not None and not any(name in opened.uses for opened in sets):
-            what = "floats" if name == "range" else "an array with these axes"
+            what = "floats" if name == "range" else "array with these axes"
             places = " and ".join(opened.where for opened in sets)
             raise UsageError(f"--{name} {value}: {places} hold no {what}; leave the option out")
 
@@ -169,7 +169,7 @@ def _one_array(array: StoredArray, where: str, options: FootageOptions) -> Opene
     if count > MAX_VIDEOS:
         raise UsageError(f"{where}: {count} videos are too many")
     keys = tuple(f"[{i}]" for i in range(count))
-    footage = ArrayFootage(where, keys, array, axes, options.value_range)
+    footage = ArrayFootage(keys, where, array, axes, options.value_range)
     return Opened(where, footage, uses=_uses(axes, array.kind, options.layout))
 
 

@@ -5,14 +5,11 @@
 No frame is resampled in time or resized here: what is read is what was stored.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
-
-from i3d import files
 
 
 class OpenVideo(Protocol):
@@ -76,29 +73,3 @@ class Footage(Protocol):
         Raises:
             StorageError: the server fails.
         """
-
-
-def identify_files(locations: Sequence[files.Location]) -> list[str | None]:
-    """As `i3d.files.identify`.
-
-    Raises:
-        StorageError: the server fails.
-    """
-    try:
-        return files.identify(locations)
-    except OSError as error:
-        files.blame_storage(locations[0], error)
-        return [None] * len(locations)
-
-
-def identify_together(locations: Sequence[files.Location]) -> str | None:
-    """What tells all of some files from any other content; None where one cannot be told.
-
-    Raises:
-        StorageError: the server fails.
-    """
-    found = identify_files(locations)
-    if None in found:
-        return None
-    text = "\n".join(map(str, found))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,5 +1,6 @@
 """Footage of video files and of shards."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from i3d import files
-from i3d.data.footage.source import identify_files, identify_together
 from i3d.data.precomputed import Precomputed
 from i3d.video import Source, VideoReader
 
@@ -82,7 +82,7 @@ class ShardFootage:
         except OSError as error:
             files.blame_storage(folder, error)
             return [None] * len(videos)
-        return [identify_together(paths)] * len(videos)
+        return [join_identities(identify_files(paths), folder)] * len(videos)
 
 
 class _OpenSample:
@@ -109,3 +109,24 @@ class _OpenSample:
             if number - first >= sample.count("rgb"):
                 return
             yield sample.frames(number - first, number - first + 1)[0]
+
+
+def identify_files(locations: Sequence[files.Location]) -> list[str | None]:
+    """As `i3d.files.identify`.
+
+    Raises:
+        StorageError: the server fails.
+    """
+    try:
+        return files.identify(locations)
+    except OSError as error:
+        files.blame_storage(locations[0], error)
+        return [None] * len(locations)
+
+
+def join_identities(found: Sequence[str | None], *words: object) -> str | None:
+    """What tells several files, understood in some way, from others; None where one has none."""
+    if None in found:
+        return None
+    text = "\n".join(map(str, (*found, *words)))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

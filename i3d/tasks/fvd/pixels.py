@@ -227,19 +227,3 @@ def check_size(height: int, width: int, what: str) -> None:
         raise UsageError(
             f"{what} has frames of {width}x{height}; at least one pixel and at most {MAX_PIXELS}"
         )
-
-
-def check_videos(videos: np.ndarray, what: str) -> None:
-    """Refuse what is not uint8 (N, T, H, W, 3).
-
-    Raises:
-        UsageError: another type or shape.
-    """
-    if videos.ndim != 5 or videos.shape[-1] != 3 or videos.dtype != np.uint8:
-        raise UsageError(
-            f"{what} is {videos.dtype} {videos.shape}; videos are uint8 (N, T, H, W, 3), RGB, and "
-            "features float (N, D)"
-        )
-    if not videos.shape[1]:
-        raise UsageError(f"{what} has shape {videos.shape}: nothing to look at")
-    check_size(videos.shape[2], videos.shape[3], what)

@@ -58,7 +58,7 @@ def zip_of(members, compression=zipfile.ZIP_STORED):
 
 @pytest.mark.parametrize("form", ["zip", "tar", "tgz"])
 def test_a_folder_in_an_archive_is_that_folder(tmp_path, form):
-    """Its keys are the same, with and without the one folder at the top; other files are no matter."""
+    """Its keys are the same, also with that folder at the top; other files do not matter."""
     write_files(tmp_path / "set", FRAMES)
     more = {"set/readme.txt": b"x", "set/.DS_Store": b"x", "__MACOSX/set/._1.png": b"x"}
     files = {f"set/{name}": data for name, data in FRAMES.items()} | more
@@ -119,7 +119,7 @@ def patched(data, mark, at, value):
 
 ONE = [(f"a/{t}.png", PNG) for t in range(3)]
 TAR = [(name, data, {}) for name, data in ONE]
-ZIP = zip_of(ONE)
+ZIP, TGZ = zip_of(ONE), gzip.compress(tar_of(*TAR))
 BAD = {
     "x.zip": {
         "nothing": (b"", "no zip, or cut short"),
@@ -164,8 +164,8 @@ BAD = {
     "x.tgz": {
         "nothing": (b"", "is no readable tar"),
         "no gzip": (tar_of(*TAR), "no readable .tar.gz"),
-        "cut": (gzip.compress(tar_of(*TAR))[:-20], "no readable .tar.gz"),
-        "changed": (patched(gzip.compress(tar_of(*TAR)), b"\x1f\x8b", 500, b"\0\0\0"), "no readable"),
+        "cut": (TGZ[:-20], "no readable .tar.gz"),
+        "changed": (patched(TGZ, b"\x1f\x8b", 500, b"\0\0\0"), "no readable"),
     },
 }  # fmt: skip
 CASES = [(name, kind, *case) for name, kinds in BAD.items() for kind, case in kinds.items()]
@@ -192,15 +192,15 @@ def test_a_member_with_a_fault_is_that_videos_error(tmp_path):
     bomb = zip_of([("a/1.png", bytes(1 << 20))], zipfile.ZIP_DEFLATED)
     (tmp_path / "bomb.zip").write_bytes(patched(bomb, b"PK\1\2", 24, struct.pack("<I", 1000)))
     with open_footage(tmp_path / "x.zip") as opened:
-        with pytest.raises(DatasetError, match="2.png and 2.png have the same number"):
+        with pytest.raises(DatasetError, match=r"2.png and 2.png have the same number"):
             read(opened.footage, 0)
-        with pytest.raises(DatasetError, match="2.png is a damaged PNG"):
+        with pytest.raises(DatasetError, match=r"2.png is a damaged PNG"):
             read(opened.footage, 1)
-        with pytest.raises(DatasetError, match="1.png is no PNG, JPEG, WebP, BMP or TIFF"):
+        with pytest.raises(DatasetError, match=r"1.png is no PNG, JPEG, WebP, BMP or TIFF"):
             read(opened.footage, 2)
     with (
         open_footage(tmp_path / "bomb.zip") as opened,
-        pytest.raises(DatasetError, match="another size than the zip's directory says"),
+        pytest.raises(DatasetError, match=r"another size than the zip's directory says"),
     ):
         read(opened.footage, 0)
 
@@ -236,11 +236,13 @@ def test_bounds_hold(tmp_path, monkeypatch):
     (tmp_path / "x.zip").write_bytes(ZIP)
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(tar_of(("a/1.png", bytes(1 << 24), {}))))
     monkeypatch.setenv("I3D_MAX_COPY_GIB", "0.01")
-    with pytest.raises(DatasetError, match=r"more than 0.01 GiB, unpacked from a compressed tar"):
+    with pytest.raises(
+        StorageError, match=r"more than 0.01 GiB, unpacked from a compressed tar.*gunzip it, or"
+    ):
         open_footage(tmp_path / "x.tar.gz").__enter__()
     monkeypatch.setattr(archives, "MAX_MEMBERS", 2)
-    with pytest.raises(DatasetError, match="has more than 2 members; split it"):
+    with pytest.raises(DatasetError, match=r"has more than 2 members; split it"):
         open_footage(tmp_path / "x.zip").__enter__()
     monkeypatch.setattr(zip_directory, "MAX_DIRECTORY_BYTES", 100)
-    with pytest.raises(DatasetError, match="at most 100 are read"):
+    with pytest.raises(DatasetError, match=r"at most 100 are read"):
         open_footage(tmp_path / "x.zip").__enter__()

@@ -1,4 +1,4 @@
-"""Folders of pictures: what PIL reads of every kind of picture, their order, and what is refused."""
+"""Folders of pictures: what PIL reads of every kind, their order, and what is refused."""
 
 import io
 import re
