@@ -1,0 +1,214 @@
+"""`i3d fvd` as a whole: protocols, citations, sizes, sweeps, classes, the page, every clip."""
+
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from support.bundles import small_model
+from support.videos import write_video
+
+import i3d
+from i3d.cli import main
+from i3d.models.i3d import Unit3D
+from i3d.tasks.fvd.options import ProtocolName
+from i3d.tasks.fvd.protocols import PROTOCOLS
+
+pytestmark = pytest.mark.filterwarnings("ignore::i3d.tasks.fvd.result.FewVideosWarning")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    model = small_model(2, num_classes=5, classes=None, width=1 / 16)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Unit3D):
+                module.conv.weight *= 2
+    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
+    i3d.save(model, path)
+    return path
+
+
+def picture(rng, height, width):
+    small = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Lossless videos of 20 to 23 frames in two classes; the fake ones are smaller."""
+    root = tmp_path_factory.mktemp("sets")
+    rng = np.random.default_rng(0)
+    for name, size in (("real", (48, 64)), ("fake", (32, 32))):
+        for i in range(6):
+            path = root / name / ("archery" if i % 2 else "bowling") / f"v{i}.mkv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            still = picture(rng, *size)
+            frames = np.stack([np.roll(still, i * t, 1) for t in range(20 + i % 4)])
+            write_video(path, frames, codec="ffv1", pix_fmt="bgr0")
+    return root
+
+
+@pytest.fixture
+def run(capsys, folders, checkpoint):
+    def call(*arguments, sets=("real", "fake")):
+        given = [str(folders / name) for name in sets]
+        how = ["--checkpoint", str(checkpoint), "--device", "cpu", "--workers", "0"]
+        code = main(["fvd", *given, *how, *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_the_table_has_every_protocol(capsys):
+    assert main(["fvd", "--protocols"]) == 0
+    text = capsys.readouterr().out
+    for name, protocol in PROTOCOLS.items():
+        assert re.search(rf"^{re.escape(name)} +{protocol.frames} ", text, re.MULTILINE)
+        assert f"{name}: {protocol.source}" in text
+    assert set(PROTOCOLS) == set(ProtocolName.__args__)
+    assert main(["fvd", "--protocols", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["protocols"]) == len(PROTOCOLS)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_bibtex_of_every_protocol_is_whole(name, capsys):
+    changes = ["--context", "2"] if name == "prediction" else []
+    assert main(["fvd", "--cite", "--protocol", name, *changes]) == 0
+    text = capsys.readouterr().out
+    entries = re.findall(r"^@\w+\{\w+,$", text, re.MULTILINE)
+    assert len(entries) == (2 if name == "google-2018" else 3)
+    assert text.count("{") == text.count("}")
+
+
+def test_a_sentence_for_a_paper(run):
+    code, out, _ = run("--cite", "--frames", "9", "--resolution", "32")
+    assert code == 0
+    flat = " ".join(out.split())
+    value = out.split()[1]
+    assert f"FVD is {float(value):.4g} between 6 real and 6 generated videos" in flat
+    assert "the first clip of 9 frames of each video, frames resized to 32 x 32 first" in flat
+    assert "changed in resolution=32, frames=9" in flat
+    code, out, _ = run("--cite", "--frames", "9", "--resolution", "32", "--json")
+    report = json.loads(out)
+    assert report["bibtex"].startswith("@article{unterthiner2018") and report["fvd"] > 0
+
+
+def test_sets_of_other_sizes_are_warned_of(run, folders, tmp_path):
+    code, out, _ = run("--frames", "9")
+    assert code == 0
+    assert (
+        "warning: REAL has frames of 64x48, FAKE of 32x32: the distance measures that, too; "
+        "--resolution 32 makes both of one size first"
+    ) in out
+    for changes in (["--resolution", "32"], ["--protocol", "cd-fvd", "--frames", "9"]):
+        _, out, _ = run("--frames", "9", *changes)
+        assert "REAL has frames" not in out
+    # saved statistics know the size, too
+    _, _, _ = run("--frames", "9", "--save-statistics", str(tmp_path / "real.npz"), sets=["real"])
+    code = main(
+        ["fvd", str(tmp_path / "real.npz"), str(folders / "fake"), "--checkpoint"]
+        + [str(tmp_path / "none")]
+    )
+    assert code != 0
+
+
+def test_statistics_know_sizes(run, folders, tmp_path, capsys, checkpoint):
+    saved = str(tmp_path / "real.npz")
+    run("--frames", "9", "--save-statistics", saved, sets=["real"])
+    how = ["--checkpoint", str(checkpoint), "--device", "cpu", "--frames", "9"]
+    assert main(["fvd", saved, str(folders / "fake"), *how]) == 0
+    assert "REAL has frames of 64x48, FAKE of 32x32" in capsys.readouterr().out
+    how[-1:] = ["9", "--resolution", "32"]
+    assert main(["fvd", saved, str(folders / "fake"), *how]) == 2
+    assert "resolution: 32 and None" in capsys.readouterr().err
+
+
+def test_shorter_clips_are_those_of_their_own_runs(run):
+    """One pass over the videos, and the same digits."""
+    _, out, _ = run("--frames", "16", "--sweep", "9,12", "--json")
+    lengths = {p["frames"]: p["distance"] for p in json.loads(out)["lengths"]}
+    assert set(lengths) == {9, 12, 16}
+    for frames, value in lengths.items():
+        _, alone, _ = run("--frames", str(frames), "--json")
+        assert json.loads(alone)["fvd"] == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sweep", "9,x"], "sweep '9,x': numbers of frames are needed"),
+        (["--sweep", "32"], "sweep 32: clips have 16 frames; give --frames 32 as well"),
+        (["--sweep", "4"], "frames 4: the network needs at least 9"),
+        (["--protocol", "prediction"], "say with --context how many frames were given"),
+        (["--context", "16"], "context 16: all 16 frames of a clip would be given ones"),
+        (["--report", "page.txt"], "a report is a page; end its name in .html"),
+        (["--resolution", "0"], "resolution 0: it must be 1 to 1024 pixels"),
+    ],
+)
+def test_mistakes(run, arguments, message):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_other_numbers(run):
+    code, out, _ = run(
+        *("--frames", "9", "--kvd", "--precision-recall", "--per-class", "--interval", "--json")
+    )
+    report = json.loads(out)
+    assert code == 0 and report["kvd"] is not None
+    assert 0 <= report["precision_recall"]["precision"] <= 1
+    assert [(c["name"], c["real"], c["fake"]) for c in report["classes"]] == [
+        ("archery", 3, 3),
+        ("bowling", 3, 3),
+    ]
+    low, high = report["interval"]
+    assert low <= report["fvd"] <= high
+
+
+def test_every_clip_and_short_videos(run):
+    """20 to 23 frames: two clips of 9 each, or none of 24; which looped are six."""
+    _, out, _ = run("--frames", "9", "--clips", "every", "--json")
+    report = json.loads(out)
+    assert (report["real"]["used"], report["real"]["clips"]) == (6, 12)
+    assert "real=6x12clips:files" in report["line"]
+    code, _, err = run("--frames", "24")
+    assert code == 1 and "23 frames; 24 frames need 24 (--short loop or stretch would" in err
+    for rule in ("loop", "stretch"):
+        _, out, _ = run("--frames", "24", "--short", rule, "--json")
+        report = json.loads(out)
+        assert f"short={rule}" in report["name"] and report["real"]["used"] == 6
+
+
+def test_given_frames_count_or_not(run):
+    counted = run("--protocol", "prediction", "--context", "2", "--frames", "9", "--json")[1]
+    dropped = run(
+        *("--protocol", "prediction", "--context", "2", "--frames", "9", "--json"),
+        *("--context-frames", "dropped"),
+    )[1]
+    assert "context=2 context_frames=counted" in json.loads(counted)["line"]
+    assert "context=2, context_frames=dropped" in json.loads(dropped)["name"]
+    assert json.loads(counted)["fvd"] != json.loads(dropped)["fvd"]
+
+
+def test_the_page_shows_the_videos(run, tmp_path):
+    page = tmp_path / "page.html"
+    code, out, _ = run("--frames", "9", "--sweep", "9", "--report", str(page))
+    assert code == 0
+    text = page.read_text()
+    assert out.splitlines()[0].split(" 'shards")[0][:20] in text
+    assert text.count("data:image/jpeg") >= 6  # a strip of each of the nearest and farthest
+    assert "archery/v1" in text
+
+
+def test_a_set_again_from_another_place(run, folders, tmp_path):
+    """Copies are other files, so they are measured again, to the same digits."""
+    shutil.copytree(folders / "real", tmp_path / "copy")
+    one = run("--frames", "9", "--json")[1]
+    again = run("--frames", "9", "--json", sets=(tmp_path / "copy", "fake"))[1]
+    assert json.loads(one) == json.loads(again)
