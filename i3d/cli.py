@@ -29,7 +29,7 @@ from i3d.errors import I3DError, UsageError
 from i3d.parallel.process import Terminated, end_interrupted, terminated_cleanly
 from i3d.tasks.evaluate.options import EvaluateCheckpoints, EvaluateOptions, EvaluateOutputs
 from i3d.tasks.features.options import FeatureCheckpoints, FeatureOptions
-from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, Changes, FvdOutputs, Measure
+from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, Beside, Changes, FvdOutputs, Measure
 from i3d.tasks.options import (
     ComputeOptions,
     ConvertOptions,
@@ -329,20 +329,22 @@ def features(
     cli,
     Measure,
     Changes,
+    Beside,
     FvdOutputs,
     FootageOptions,
     ComputeOptions,
     example="i3d fvd real fake --protocol stylegan-v",
 )
-@click.argument("real")
+@click.argument("real", required=False)
 @click.argument("fake", required=False)
 def fvd(
     measure: Measure,
     changes: Changes,
+    beside: Beside,
     outputs: FvdOutputs,
     footage: FootageOptions,
     options: ComputeOptions,
-    real: str,
+    real: str | None,
     fake: str | None,
 ) -> int:
     """Measure the Fréchet Video Distance of two sets of videos.
@@ -352,9 +354,9 @@ def fvd(
     name then says so. Run it under torchrun, mpiexec or srun to share the work between processes
     and nodes.
     """
-    from i3d.tasks.fvd.sets import run_fvd
+    from i3d.tasks.fvd.run import run_fvd
 
-    return run_fvd(real, fake, measure, changes, footage, options, outputs)
+    return run_fvd(real, fake, measure, changes, footage, beside, options, outputs)
 
 
 @command(

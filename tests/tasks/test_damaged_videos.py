@@ -18,7 +18,7 @@ from i3d.tasks.evaluate.logits import evaluate
 from i3d.tasks.evaluate.options import EvaluateOptions
 from i3d.tasks.evaluate.page import write_page
 from i3d.tasks.evaluate.predictions import fuse, read_predictions, write_predictions
-from i3d.tasks.fvd.sets import fvd, save_set
+from i3d.tasks.fvd.run import fvd, save_set
 from i3d.tasks.options import ComputeOptions
 from i3d.tasks.precompute.options import Settings, Work
 from i3d.tasks.precompute.writing import precompute

@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from i3d.tasks.fvd.protocols import PROTOCOLS as PROTOCOLS
     from i3d.tasks.fvd.protocols import Protocol as Protocol
     from i3d.tasks.fvd.result import FewVideosWarning as FewVideosWarning
-    from i3d.tasks.fvd.sets import fvd as fvd
-    from i3d.tasks.fvd.sets import save_set as save_set
+    from i3d.tasks.fvd.run import fvd as fvd
+    from i3d.tasks.fvd.run import save_set as save_set
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "metric": "FrechetVideoDistance",
         "result": "FewVideosWarning",
-        "sets": "fvd save_set",
+        "run": "fvd save_set",
         "protocols": "PROTOCOLS Protocol",
     },
 )

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 
 from i3d import files
+from i3d.data.footage.options import FootageOptions
 from i3d.errors import DatasetError, UsageError
 from i3d.metrics.blocks import BlockMoments
 from i3d.metrics.frechet import Moments
 from i3d.models.i3d import I3D
-from i3d.parallel.world import World
 from i3d.records import differences
 from i3d.tasks.fvd.cutting import cut_every, cut_one
 from i3d.tasks.fvd.embedder import Embedder
@@ -205,12 +205,23 @@ class FrechetVideoDistance:
         side.videos += len(features)
         side.origins.add("array")
 
-    def update_from(self, location: files.Location, real: bool = True) -> None:
+    def update_from(
+        self,
+        location: files.Location,
+        real: bool = True,
+        *,
+        footage: FootageOptions = FootageOptions(),
+    ) -> None:
         """Add all videos of a folder or file, as `i3d fvd` takes them, or saved statistics.
 
         Their features are kept in the user's cache folder by protocol, weights and files, so that
         the next run has them at once. Under ``torch.distributed`` process 0 alone does it, and the
         others have them from `sync`.
+
+        Args:
+            location: path or URL.
+            real: whether it is the real set.
+            footage: what arrays of videos do not say themselves.
 
         Raises:
             DatasetError: fewer than two videos can be used, or the set cannot be understood.
@@ -222,10 +233,10 @@ class FrechetVideoDistance:
         measured: MeasuredSet = measure_set(
             location,
             embedder=self.network,
+            footage=footage,
             options=self._options,
             device=str(self.device),
             keep=self.keep_features,
-            world=World(),
         )
         side.others.append(measured.moments[0])
         side.videos += measured.tally.used

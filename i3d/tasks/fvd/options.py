@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from i3d.errors import UsageError
 from i3d.settings import option
 from i3d.tasks.options import StrictOptions
 
@@ -34,6 +35,7 @@ ProtocolName = Literal[
 DEFAULT_CHECKPOINT = "rgb_scratch_kinetics400"
 DEFAULT_PROTOCOL = "google-2018"
 HEADING = "Changes to the protocol"
+BESIDE = "Other numbers"
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,56 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class FvdOutputs(StrictOptions):
-    """What else is computed, and what is written."""
+class Beside:
+    """Other numbers of the same features."""
 
     kvd: bool = option(False, "The kernel distance too, which is unbiased.")
+    precision_recall: bool = option(
+        False, "Precision and recall: quality and variety apart.", heading=BESIDE
+    )
+    interval: bool = option(False, "A 95 % bootstrap interval, of large sets too.", heading=BESIDE)
+    per_class: bool = option(
+        False, "The distance of every class: the first folder of a video's path.", heading=BESIDE
+    )
+    sweep: str | None = option(
+        None,
+        "The distance of shorter clips too, the first frames of each.",
+        metavar="N,N,...",
+        heading=BESIDE,
+    )
+
+    def __post_init__(self) -> None:
+        _ = self.lengths
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Frames of the clips of the sweep.
+
+        Raises:
+            UsageError: they are no numbers.
+        """
+        if self.sweep is None:
+            return ()
+        try:
+            return tuple(sorted({int(text) for text in self.sweep.split(",")}))
+        except ValueError:
+            raise UsageError(
+                f"sweep {self.sweep!r}: numbers of frames are needed, as in 10,12,14"
+            ) from None
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the features of every video are needed."""
+        return self.kvd or self.precision_recall or self.interval or self.per_class
+
+
+@dataclass(frozen=True)
+class FvdOutputs(StrictOptions):
+    """What is written and printed."""
+
+    report: str | None = option(
+        None, "Write a page of all numbers, plots, and the nearest videos.", metavar="HTML"
+    )
     plot: str | None = option(None, "Draw how FVD falls with the number of videos.", metavar="PNG")
     save_statistics: str | None = option(
         None,
@@ -108,3 +156,5 @@ class FvdOutputs(StrictOptions):
     )
     output: str | None = option(None, "Write the result for machines.", metavar="JSON")
     cache: bool = option(True, "Neither take nor keep features in the cache folder.")
+    protocols: bool = option(False, "Print the protocols and what they do.")
+    cite: bool = option(False, "Print a sentence for a paper, and BibTeX of the sources.")

@@ -1,24 +1,21 @@
-"""Fréchet Video Distance: how far a set of generated videos is from a set of real ones.
+"""Both sets of a Fréchet Video Distance, opened and measured.
 
     videos, shards, arrays --rank r: an equal part--> workers decode and resize as the protocol says
       --clips--> device: network --> features (N, D) --> sums of constant size
-    all ranks --one gather--> rank 0: merge --> distance, with all that it depends on
+    all ranks --one gather--> rank 0: merge --> moments and tally of each set
 
 Every video of both sets belongs to exactly one process. No process waits for another before the
 end. A video that cannot be read, or is too short, is skipped with its reason.
 """
 
-import os
-import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from i3d import files
-from i3d.console import say_written, show
 from i3d.data.footage.opening import Opened, check_options, open_footage
 from i3d.data.footage.options import FootageOptions
 from i3d.data.shards import Failure
@@ -27,245 +24,18 @@ from i3d.metrics.frechet import Moments
 from i3d.models.i3d import I3D
 from i3d.parallel.process import terminated_cleanly
 from i3d.parallel.world import World, connect, world_from_environment
-from i3d.report.plot import check_plot
-from i3d.tasks.fvd.clip_sets import (
-    ClipSet,
-    feature_batches,
-    given_features,
-    is_statistics,
-)
+from i3d.tasks.fvd.clip_sets import ClipSet, feature_batches, given_features, is_statistics
 from i3d.tasks.fvd.embedder import Embedder
 from i3d.tasks.fvd.feature_cache import FeatureCache, drop_oldest
 from i3d.tasks.fvd.measuring import SetMeasurer, SetRows, unpack_sets
-from i3d.tasks.fvd.options import (
-    DEFAULT_CHECKPOINT,
-    DEFAULT_PROTOCOL,
-    Changes,
-    FvdOutputs,
-    Measure,
-)
+from i3d.tasks.fvd.options import DEFAULT_PROTOCOL
 from i3d.tasks.fvd.protocols import Protocol, change_protocol
-from i3d.tasks.fvd.result import (
-    Damaged,
-    FewVideosWarning,
-    Result,
-    Tally,
-    compute_result,
-    describe_tally,
-    make_record,
-)
-from i3d.tasks.fvd.statistics import (
-    Record,
-    WeightsRecord,
-    check_name,
-    check_same,
-    read_statistics,
-    write_statistics,
-)
+from i3d.tasks.fvd.result import Damaged, Tally, make_record
+from i3d.tasks.fvd.statistics import Record, WeightsRecord, check_same, read_statistics
 from i3d.tasks.network import choose_device
 from i3d.tasks.options import ComputeOptions
 
 MAX_KEPT_BYTES = 1 << 34  # 5 million videos with 400 logits
-
-
-def fvd(
-    real: files.Location,
-    fake: files.Location,
-    *,
-    checkpoint: files.Location | I3D = DEFAULT_CHECKPOINT,
-    protocol: str | Protocol | None = None,
-    changes: Mapping[str, Any] | None = None,
-    footage: FootageOptions = FootageOptions(),
-    options: ComputeOptions = ComputeOptions(),
-    kvd: bool = False,
-    curve: bool = False,
-    save_statistics: files.Location | None = None,
-    cache: bool = True,
-    world: World | None = None,
-    progress: bool = False,
-) -> Result | None:
-    """Distance of two sets of videos.
-
-    Args:
-        real: videos, as files, pictures or arrays, in folders or archives; shards; features
-            float (N, D); or saved statistics (docs/fvd.md lists them all); path or URL.
-        fake: the other set, given in the same ways.
-        checkpoint: name, path or URL (:func:`i3d.load`), or an unfolded network.
-        protocol: name, or a protocol; None: that of saved statistics, else google-2018.
-        changes: settings of the protocol to replace, such as ``{"frames": 32}``.
-        footage: what arrays of videos do not say themselves.
-        options: how to compute.
-        kvd: also the kernel distance.
-        curve: also how the distance falls with the number of videos.
-        save_statistics: ``.npz`` file for the real set's statistics.
-        cache: keep features in the user's cache folder, and take those that are there: a job that
-            was killed goes on, and a set is measured once.
-        world: this process's part of the work; default: from the launcher's environment.
-        progress: draw a progress bar on process 0.
-
-    Returns:
-        the result on process 0; None on the others.
-
-    Raises:
-        DatasetError: a set cannot be understood, or fewer than two of its videos can be used.
-        CheckpointError: the checkpoint cannot be loaded, or is no RGB network.
-        UsageError: an option has no meaning, or the sets do not fit together.
-        I3DError: the storage fails, a worker dies, or another process does.
-    """
-    measured = _measure(
-        {"real": real, "fake": fake},
-        checkpoint=checkpoint,
-        protocol=protocol,
-        changes=changes or {},
-        footage=footage,
-        options=options,
-        keep=kvd or curve,
-        save_statistics=save_statistics,
-        cache=cache,
-        world=world,
-        progress=progress,
-    )
-    if measured is None:
-        return None
-    one, other = measured.sets
-    result = compute_result(
-        (one.moments[0], other.moments[0]),
-        (one.tally, other.tally),
-        measured.protocol,
-        measured.weights,
-        measured.precision,
-        kvd=kvd,
-        points=curve,
-    )
-    if result.warning is not None and not progress:
-        warnings.warn(FewVideosWarning(result.warning), stacklevel=2)
-    return result
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A file of statistics, and what it holds.
-
-    Attributes:
-        location: path or URL.
-        record: how its features were made.
-        tally: what became of the videos.
-    """
-
-    location: str
-    record: Record
-    tally: Tally
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "statistics": self.location,
-            "videos": self.tally.as_dict(),
-            "protocol": asdict(self.record.protocol),
-            "weights": asdict(self.record.weights),
-            "precision": self.record.precision,
-        }
-
-    def __str__(self) -> str:
-        record = self.record
-        weights = f"{record.weights.name} (sha256 {record.weights.sha256[:12]})"
-        lines = [f"{self.location}: {self.tally.used} videos, {record.protocol.name}, {weights}"]
-        if self.tally.is_partial:
-            lines.append(describe_tally("videos", self.tally))
-        return "\n".join(lines)
-
-
-def save_set(
-    videos: files.Location,
-    output: files.Location,
-    *,
-    checkpoint: files.Location | I3D = DEFAULT_CHECKPOINT,
-    protocol: str | Protocol | None = None,
-    changes: Mapping[str, Any] | None = None,
-    footage: FootageOptions = FootageOptions(),
-    options: ComputeOptions = ComputeOptions(),
-    cache: bool = True,
-    world: World | None = None,
-    progress: bool = False,
-) -> Saved | None:
-    """Write one set's statistics, to be compared later; arguments and errors as of `fvd`."""
-    measured = _measure(
-        {"real": videos},
-        checkpoint=checkpoint,
-        protocol=protocol,
-        changes=changes or {},
-        footage=footage,
-        options=options,
-        keep=False,
-        save_statistics=output,
-        cache=cache,
-        world=world,
-        progress=progress,
-    )
-    if measured is None or measured.weights is None:
-        return None
-    tally = measured.sets[0].tally
-    record = make_record(measured.protocol, measured.weights, measured.precision, tally)
-    return Saved(os.fspath(output), record, tally)
-
-
-@dataclass(frozen=True)
-class MeasuredSet:
-    """A set after its videos were looked at.
-
-    Attributes:
-        moments: the features' at each length of clips, the protocol's first.
-        tally: what became of the videos.
-        keys: the video of each row, where rows are kept.
-    """
-
-    moments: tuple[Moments, ...]
-    tally: Tally
-    keys: tuple[str, ...] = ()
-
-
-def measure_set(
-    videos: files.Location,
-    *,
-    embedder: Embedder,
-    options: ComputeOptions,
-    device: str,
-    keep: bool,
-    world: World,
-    footage: FootageOptions = FootageOptions(),
-) -> MeasuredSet:
-    """One set by a network that is loaded, in this process alone; features are kept.
-
-    Raises:
-        DatasetError: the set cannot be understood.
-        UsageError: features of an unknown network, or statistics that were made otherwise.
-    """
-    with ExitStack() as stack:
-        side = _open("real", videos, footage, stack)
-        check_options([side.contents], footage)
-        if side.features is not None:
-            raise UsageError(
-                f"{side.contents.where} holds features of an unknown network; add them with "
-                "update_features"
-            )
-        _agree([side], embedder.protocol, embedder, options)
-        if side.record is not None:
-            return _collect(side, None, [], keep)
-        assert side.contents.footage is not None
-        clips = ClipSet(side.contents.footage, embedder.protocol)
-        job = SetMeasurer(
-            embedder,
-            {side.name: clips},
-            cache=FeatureCache(embedder, device),
-            world=world,
-            keep=keep,
-        )
-        job.run(options, device, progress=False)
-        drop_oldest()
-        return _collect(side, clips, [job.sets], keep)
-
-
-# --- the sets -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -291,16 +61,41 @@ class _Side:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """What process 0 knows in the end: the sets in their order, and how features were made."""
+class MeasuredSet:
+    """A set after its videos were looked at.
 
-    sets: tuple[MeasuredSet, ...]
+    Attributes:
+        moments: the features' at each length of clips, the protocol's first.
+        tally: what became of the videos.
+        clips: the videos themselves; None of saved statistics and of features.
+        keys: the video of each row, where rows are kept.
+    """
+
+    moments: tuple[Moments, ...]
+    tally: Tally
+    clips: ClipSet | None = None
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What process 0 knows in the end: the sets in their order, and how features were made.
+
+    Attributes:
+        sets: by name.
+        protocol: the one that was used.
+        weights: the network's; None where features were given.
+        precision: its arithmetic's.
+    """
+
+    sets: dict[str, MeasuredSet]
     protocol: Protocol
     weights: WeightsRecord | None
     precision: str
 
 
-def _measure(
+@contextmanager
+def measure_sets(
     locations: Mapping[str, files.Location],
     *,
     checkpoint: files.Location | I3D,
@@ -308,23 +103,35 @@ def _measure(
     changes: Mapping[str, Any],
     footage: FootageOptions,
     options: ComputeOptions,
+    lengths: Sequence[int] = (),
     keep: bool,
-    save_statistics: files.Location | None,
     cache: bool,
     world: World | None,
     progress: bool,
-    lengths: Sequence[int] = (),
-) -> _Measured | None:
-    """The moments of every set, on process 0; None on the others."""
+) -> Iterator[Measured | None]:
+    """The moments of sets, on process 0; None on the others. The videos can be read for as long.
+
+    Args:
+        locations: name -> path or URL.
+        checkpoint: name, path or URL, or an unfolded network.
+        protocol: name, or a protocol; None: that of saved statistics, else google-2018.
+        changes: settings of the protocol to replace.
+        footage: what arrays of videos do not say themselves.
+        options: how to compute.
+        lengths: of further clips, the first frames of each, that are measured too.
+        keep: whether every row is kept.
+        cache: whether features are taken from the cache folder and kept in it.
+        world: this process's part of the work; None: from the launcher's environment.
+        progress: draw a progress bar on process 0.
+    """
     world = world_from_environment() if world is None else world
     progress = progress and world.first
-    if save_statistics is not None:
-        check_name(save_statistics)
     device = choose_device(options.device, world)
     with ExitStack() as stack:
         sides = [_open(name, location, footage, stack) for name, location in locations.items()]
         check_options([side.contents for side in sides], footage)
         used = _choose_protocol(sides, protocol, changes)
+        _check_lengths(lengths, used, sides)
         clips = {
             side.name: ClipSet(side.contents.footage, used)
             for side in sides
@@ -336,10 +143,8 @@ def _measure(
                 checkpoint, used, options, device=device, lengths=lengths, progress=progress
             )
         weights, precision = _agree(sides, used, embedder, options)
-        if save_statistics is not None and sides[0].name not in clips:
-            raise UsageError("statistics are saved of the real set's videos; it has none")
+        gathered: list[dict[str, SetRows]] = []
         with connect(world) as group, terminated_cleanly():
-            gathered: list[dict[str, SetRows]] = []
             if embedder is not None:
                 kept = FeatureCache(embedder, device) if cache else None
                 job = SetMeasurer(embedder, clips, cache=kept, world=world, keep=keep)
@@ -347,13 +152,66 @@ def _measure(
                 gathered = [unpack_sets(part, keep=keep) for part in group.gather(job.part())]
             if cache and world.local_rank == 0:
                 drop_oldest()
-            if not world.first:
-                return None
-        sets = tuple(_collect(side, clips.get(side.name), gathered, keep) for side in sides)
-    if save_statistics is not None and weights is not None:
-        record = make_record(used, weights, precision, sets[0].tally)
-        write_statistics(save_statistics, record, sets[0].moments[0])
-    return _Measured(sets, used, weights, precision)
+        if not world.first:
+            yield None
+            return
+        sets = {side.name: _collect(side, clips.get(side.name), gathered, keep) for side in sides}
+        yield Measured(sets, used, weights, precision)
+
+
+def measure_set(
+    videos: files.Location,
+    *,
+    embedder: Embedder,
+    footage: FootageOptions,
+    options: ComputeOptions,
+    device: str,
+    keep: bool,
+) -> MeasuredSet:
+    """One set by a network that is loaded, in this process alone; features are kept in the cache.
+
+    Raises:
+        DatasetError: the set cannot be understood.
+        UsageError: features of an unknown network, or statistics that were made otherwise.
+    """
+    with ExitStack() as stack:
+        side = _open("videos", videos, footage, stack)
+        if side.features is not None:
+            raise UsageError(
+                f"{side.contents.where} holds features of an unknown network; add them with "
+                "update_features"
+            )
+        _agree([side], embedder.protocol, embedder, options)
+        if side.contents.footage is None:
+            return _collect(side, None, [], keep)
+        clips = ClipSet(side.contents.footage, embedder.protocol)
+        cache = FeatureCache(embedder, device)
+        job = SetMeasurer(embedder, {side.name: clips}, cache=cache, world=World(), keep=keep)
+        job.run(options, device, progress=False)
+        drop_oldest()
+        return _collect(side, clips, [job.sets], keep)
+
+
+def _check_lengths(lengths: Sequence[int], protocol: Protocol, sides: Sequence[_Side]) -> None:
+    """Refuse lengths of which there are no clips.
+
+    Raises:
+        UsageError: names the length.
+    """
+    if not lengths:
+        return
+    for side in sides:
+        if side.contents.footage is None:
+            raise UsageError(
+                f"{side.contents.where} holds no videos, which --sweep needs of both sets"
+            )
+    for length in lengths:
+        change_protocol(protocol, {"frames": length})  # refuses what has no meaning
+        if length > protocol.frames:
+            raise UsageError(
+                f"sweep {length}: clips have {protocol.frames} frames; give --frames {length} as "
+                "well, and the others are the first frames of those"
+            )
 
 
 def _open(name: str, location: files.Location, footage: FootageOptions, stack: ExitStack) -> _Side:
@@ -445,7 +303,7 @@ def _collect(
         resumed=whole.resumed,
     )
     keys = [clips.keys[i] for block in sorted(whole.videos) for i in whole.videos[block]]
-    return MeasuredSet(tuple(m.total() for m in whole.moments), tally, tuple(keys))
+    return MeasuredSet(tuple(m.total() for m in whole.moments), tally, clips, tuple(keys))
 
 
 def _check_memory(features: np.ndarray, where: str, *, keep: bool) -> None:
@@ -461,47 +319,3 @@ def _check_memory(features: np.ndarray, where: str, *, keep: bool) -> None:
             f"all are kept, as --kvd and --plot do (at most {MAX_KEPT_BYTES >> 30}); leave those "
             "out, or give fewer rows"
         )
-
-
-def run_fvd(
-    real: str,
-    fake: str | None,
-    measure: Measure,
-    changes: Changes,
-    footage: FootageOptions,
-    options: ComputeOptions,
-    outputs: FvdOutputs,
-) -> int:
-    """``i3d fvd``: the exit code, 1 if with strict videos were skipped."""
-    how: dict[str, Any] = {
-        "checkpoint": measure.checkpoint,
-        "protocol": measure.protocol,
-        "changes": changes.as_dict(),
-        "footage": footage,
-        "options": options,
-        "cache": outputs.cache,
-        "progress": True,
-    }
-    kvd, plot, save_statistics = outputs.kvd, outputs.plot, outputs.save_statistics
-    if fake is None:
-        if save_statistics is None or kvd or plot is not None or outputs.output is not None:
-            raise UsageError("FAKE is missing; without it, --save-statistics alone is done")
-        saved = save_set(real, save_statistics, **how)
-        if saved is None:
-            return 0
-        show(saved, as_json=outputs.as_json)
-        return outputs.exit_code(range(saved.tally.skipped))
-    if plot is not None:
-        check_plot(plot, suffix="png")
-    result = fvd(
-        real, fake, kvd=kvd, curve=plot is not None, save_statistics=save_statistics, **how
-    )
-    if result is None:
-        return 0
-    show(result, as_json=outputs.as_json, output=outputs.output)
-    if plot is not None:
-        from i3d.tasks.fvd.plot import plot_curve
-
-        plot_curve(result, plot)
-    say_written(outputs.output, plot, save_statistics)
-    return outputs.exit_code(range(result.real.skipped + result.fake.skipped))

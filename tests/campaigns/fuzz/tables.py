@@ -54,7 +54,7 @@ from i3d.tasks.features.merged import merge, read_merged
 from i3d.tasks.fvd.clip_sets import ClipSet, Piece
 from i3d.tasks.fvd.protocols import change_protocol
 from i3d.tasks.fvd.result import Tally, make_record
-from i3d.tasks.fvd.sets import fvd
+from i3d.tasks.fvd.run import fvd
 from i3d.tasks.fvd.statistics import WeightsRecord, write_statistics
 from i3d.tasks.network import UsedCheckpoint
 

@@ -38,7 +38,7 @@ from i3d.records import SEAL
 from i3d.tasks.fvd.pixels import prepare_frames, resize_bilinear
 from i3d.tasks.fvd.protocols import PROTOCOLS, change_protocol
 from i3d.tasks.fvd.result import FewVideosWarning
-from i3d.tasks.fvd.sets import fvd, save_set
+from i3d.tasks.fvd.run import fvd, save_set
 from i3d.tasks.options import ComputeOptions
 from i3d.tasks.precompute.options import Settings
 from i3d.tasks.precompute.writing import precompute

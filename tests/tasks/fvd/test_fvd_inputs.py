@@ -11,7 +11,7 @@ from support.footage import make_videos, write_everything
 import i3d
 from i3d.data.footage.options import FootageOptions
 from i3d.tasks.fvd.protocols import change_protocol
-from i3d.tasks.fvd.sets import fvd, save_set
+from i3d.tasks.fvd.run import fvd, save_set
 from i3d.tasks.options import ComputeOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore::i3d.tasks.fvd.result.FewVideosWarning")
