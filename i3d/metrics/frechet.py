@@ -482,7 +482,8 @@ def kernel_distance(one: np.ndarray, other: np.ndarray) -> float:
 
     The kernel of KID (Bińkowski et al., arXiv 1801.01401), over all pairs of the two sets: the
     U-statistic, where KID averages it over random subsets of 1000. Its expectation is the true
-    distance whatever N, so it may be negative for sets that are alike.
+    distance whatever N, so it may be negative for sets that are alike. That holds for independent
+    sets: of samples and what was made of them one by one, such as reconstructions, it is too low.
 
     Args:
         one: features, float (N, D), N at least 2.

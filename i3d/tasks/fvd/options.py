@@ -45,11 +45,12 @@ class Measure:
     protocol: ProtocolName | None = option(
         None,
         "Whose FVD; --protocols prints them.",
+        metavar="NAME",
         default_is=f"{DEFAULT_PROTOCOL}, or that of saved statistics",
     )
     checkpoint: str = option(
         DEFAULT_CHECKPOINT,
-        "RGB network; the default is the protocols' own, by any file.",
+        "RGB network, the protocols' own by default.",
         metavar="NAME|PATH",
     )
 
@@ -59,16 +60,20 @@ class Changes:
     """Settings of the protocol that are replaced; None leaves the protocol's."""
 
     resolution: int | None = option(
-        None, "Resize every video to N x N first, as generated ones are.", default_is="as they are"
+        None, "Resize every video to N x N first.", metavar="N", default_is="as they are"
     )
-    frames: int | None = option(None, "Frames of each clip.", default_is="the protocol's, 16")
-    videos: int | None = option(None, "Videos of each set.", default_is="the protocol's")
+    frames: int | None = option(None, "Frames of each clip.", default_is="the protocol's")
     clips: Clips | None = option(None, "Which clips of a video.", default_is="first")
-    seed: int | None = option(None, "Of random clips.", default_is="0")
-    short: Short | None = option(
-        None, "What is done with a video of too few frames.", default_is="refuse"
+    videos: int | None = option(
+        None, "Videos of each set.", default_is="the protocol's", heading=HEADING
     )
-    context: int | None = option(None, "Frames that a predicting model was given.", default_is="0")
+    seed: int | None = option(None, "Of random clips.", default_is="0", heading=HEADING)
+    short: Short | None = option(
+        None, "What is done with a video of too few frames.", default_is="refuse", heading=HEADING
+    )
+    context: int | None = option(
+        None, "Frames that a predicting model was given.", default_is="0", heading=HEADING
+    )
     stride: int | None = option(None, "Take every so many frames.", default_is="1", heading=HEADING)
     context_frames: ContextFrames | None = option(
         None, "Whether the frames of --context are in the clips.", heading=HEADING
@@ -101,7 +106,7 @@ class Changes:
 class Beside:
     """Other numbers of the same features."""
 
-    kvd: bool = option(False, "The kernel distance too, which is unbiased.")
+    kvd: bool = option(False, "The kernel distance too, which is unbiased.", heading=BESIDE)
     precision_recall: bool = option(
         False, "Precision and recall: quality and variety apart.", heading=BESIDE
     )
@@ -145,16 +150,21 @@ class Beside:
 class FvdOutputs(StrictOptions):
     """What is written and printed."""
 
-    report: str | None = option(
-        None, "Write a page of all numbers, plots, and the nearest videos.", metavar="HTML"
+    report: str | None = option(None, "Write a page with plots and videos.", metavar="HTML")
+    plot: str | None = option(
+        None, "Draw how FVD falls with the number of videos.", metavar="PNG", heading=BESIDE
     )
-    plot: str | None = option(None, "Draw how FVD falls with the number of videos.", metavar="PNG")
     save_statistics: str | None = option(
         None,
         "Write REAL's mean and covariance, to be given in its place; FAKE may be left out.",
         metavar="NPZ",
     )
     output: str | None = option(None, "Write the result for machines.", metavar="JSON")
-    cache: bool = option(True, "Neither take nor keep features in the cache folder.")
     protocols: bool = option(False, "Print the protocols and what they do.")
-    cite: bool = option(False, "Print a sentence for a paper, and BibTeX of the sources.")
+    cite: bool = option(False, "Print a sentence for a paper, and BibTeX.")
+    cache: bool = option(
+        True,
+        "Neither take nor keep features in the cache folder.",
+        flag="--no-cache",
+        heading="Computing",
+    )

@@ -30,8 +30,8 @@ STRIP_QUALITY = 80
 ABOUT = {
     "fvd": (
         "comparing models under one line: how pictures look and how they move, in one number",
-        "which videos are bad, and why; whether videos are copies of the real ones. It is biased "
-        "upwards, the more so the fewer videos there are",
+        "which videos are bad, and why; whether they are copies of real ones. Videos played "
+        "backwards hardly move it. It is biased upwards, the more so the fewer videos there are",
     ),
     "endless": (
         "comparing sets of different sizes: the bias of few videos is taken out",
@@ -39,17 +39,19 @@ ABOUT = {
         "below about 400 videos the bias is no line yet",
     ),
     "kvd": (
-        "small sets: its expected value is the same whatever their size",
-        "the same as FVD. Where sets are alike it is noise around 0, and may be negative",
+        "small sets: of independent ones its expected value is the same whatever their size",
+        "the same as FVD. Where sets are alike it is noise around 0, and may be negative; of real "
+        "videos and their own reconstructions, which are not independent, it is too low",
     ),
     "precision": (
-        "quality alone: the share of fake videos that lie among the real ones",
-        "missing variety: one good video, repeated, has the precision 1. A lone real video far "
-        "from all others has a wide sphere that forgives much",
+        "quality: the share of fake videos that lie among the real ones",
+        "missing variety: one good video, repeated, has the precision 1. Blurred and still videos "
+        "pass for real ones, too, where a lone real video far from all others has a wide sphere",
     ),
     "recall": (
-        "variety alone: the share of real videos that lie among the fake ones",
-        "quality: a set that is scattered has wide spheres, which cover much",
+        "variety: the share of real videos that lie among the fake ones",
+        "quality, where fake videos are so scattered that their wide spheres cover much. Videos "
+        "that are all distorted alike have a low one, too",
     ),
 }
 

@@ -35,6 +35,7 @@ from i3d.errors import CheckpointError, DatasetError, I3DError, UsageError
 from i3d.models.checkpoints import fingerprint, read_weights
 from i3d.models.i3d import Unit3D
 from i3d.records import SEAL
+from i3d.tasks.fvd.options import Beside
 from i3d.tasks.fvd.pixels import prepare_frames, resize_bilinear
 from i3d.tasks.fvd.protocols import PROTOCOLS, change_protocol
 from i3d.tasks.fvd.result import FewVideosWarning
@@ -310,7 +311,7 @@ def test_kernel_distance_and_curve(sets, checkpoint, reference):
         checkpoint=checkpoint,
         protocol=SMALL,
         options=FAST,
-        kvd=True,
+        beside=Beside(kvd=True),
         curve=True,
     )
     _, _, settings = parse(result.line)
@@ -639,7 +640,7 @@ def test_statistics_of_many_videos_are_sums(checkpoint, tmp_path):
     assert result.value == pytest.approx(metric.compute(), rel=1e-9)
     assert result.protocol == PROTOCOLS["stylegan-v"]
     with pytest.raises(UsageError, match="need the features of every video"):
-        fvd(tmp_path / "True.npz", tmp_path / "False.npz", options=FAST, kvd=True)
+        fvd(tmp_path / "True.npz", tmp_path / "False.npz", options=FAST, beside=Beside(kvd=True))
 
 
 @pytest.mark.parametrize(
@@ -710,7 +711,7 @@ def test_given_features(tmp_path):
     x, y = rng.normal(size=(300, 12)), (rng.normal(size=(280, 12)) + 0.3).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     np.savez_compressed(tmp_path / "y.npz", features=y, other=np.zeros(3))
-    result = fvd(tmp_path / "x.npy", tmp_path / "y.npz", options=FAST, kvd=True)
+    result = fvd(tmp_path / "x.npy", tmp_path / "y.npz", options=FAST, beside=Beside(kvd=True))
     c1, c2 = np.cov(x.T), np.cov(y.astype(float).T)
     apart = x.mean(0) - y.mean(0, dtype=float)
     theirs = apart @ apart + np.trace(c1 + c2 - 2 * sqrtm(c1 @ c2).real)
