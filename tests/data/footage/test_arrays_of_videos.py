@@ -194,7 +194,7 @@ def test_what_must_be_said_is_asked_for(tmp_path):
         open_footage(tmp_path / "set").__enter__()
     options = FootageOptions(value_range="0..1", layout="NTHWC")
     with open_footage(tmp_path / "set", options) as opened:
-        assert opened.footage.origin == "array-0..1" and opened.uses == {"layout", "range"}
+        assert opened.footage.origin == "array:0..1" and opened.uses == {"layout", "range"}
         with opened.footage.open(1) as video:
             np.testing.assert_array_equal(list(video.read(range(16))), VIDEOS[1])
         with (

@@ -70,6 +70,7 @@ def test_every_form_gives_the_same_number(sets, measure):
     assert set(values.values()) == {values["mp4"]} and values["mp4"] > 0
     origins = {name: result.fake.origin for name, result in results.items()}
     assert {origins[n] for n in ("png", "frames.zip", "frames.tar")} == {"frames-png"}
+    assert {result.name for result in results.values()} == {results["mp4"].name}
     assert {origins[n] for n in ("mp4", "videos.tar")} == {"files"}
     assert {origins[n] for n in ("all.npy", "pt")} == {"array"}
 
@@ -86,7 +87,7 @@ def test_floats_give_the_same_number(sets, measure, tmp_path):
     for location in (tmp_path / "set", tmp_path / "c.safetensors"):
         result = measure(location, value_range="0..1")
         assert result.value == exact
-        assert "fake=2:array-0..1 " in result.line
+        assert "fake=2:array:0..1 " in result.line and "array" not in result.name
     named = measure(tmp_path / "set", value_range="0..1", layout="NTCHW")
     assert named.value == exact
     for kind, largest in LARGEST.items():
