@@ -20,7 +20,7 @@ from i3d.data.footage.videos import identify_files, join_identities
 
 def name_origin(kind: str, value_range: ValueRange | None) -> str:
     """What a set of arrays is called: ``array``, or with the range of its floats."""
-    return "array" if kind == "uint8" else f"array-{value_range}"
+    return "array" if kind == "uint8" else f"array:{value_range}"
 
 
 @dataclass(frozen=True)

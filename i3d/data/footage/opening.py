@@ -31,6 +31,7 @@ from i3d.data.footage.source import Footage
 from i3d.data.footage.survey import MAX_VIDEOS, Survey, look_through
 from i3d.data.footage.tensors import (
     ARRAY_SUFFIXES,
+    NAMES,
     StoredArray,
     choose_array,
     open_array_file,
@@ -146,7 +147,8 @@ def _known(contents: Contents, options: FootageOptions) -> Opened:
     arrays = contents.arrays
     if "metadata" in arrays.arrays:
         return Opened(where, arrays=arrays)
-    name, array = arrays.only()
+    meant = [name for name in NAMES if name in arrays.arrays]
+    name, array = (meant[0], arrays.arrays[meant[0]]) if len(meant) == 1 else arrays.only()
     if array.ndim == 2:
         return Opened(where, arrays=arrays)
     return _one_array(StoredArray.of(arrays.paths[name], array), where, options)

@@ -49,7 +49,7 @@ class Footage(Protocol):
 
     Attributes:
         keys: unique name of every video, sorted or in the order of an array.
-        origin: kind of the set, for a result's line: ``files``, ``array``, ``shards-PRESET``, ...
+        origin: kind of the set, for a result's line: ``files``, ``frames-png``, ``array:0..1``, ...
     """
 
     @property

@@ -121,7 +121,9 @@ class Result:
             parts.append(f"{self.real.used}+{self.fake.used} videos")
         if self.precision != "fp32":
             parts.append(self.precision)
-        origins = sorted({self.real.origin, self.fake.origin} - {"files", "array"})
+        # only shards change a video's frames; of the others the line says what they were
+        found = {self.real.origin, self.fake.origin}
+        origins = sorted(o for o in found if "shards-" in o)
         return ", ".join([self.protocol.name, *parts, *origins])
 
     @property

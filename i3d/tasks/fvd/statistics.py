@@ -64,7 +64,7 @@ class Record:
         protocol: all of it, with what was changed.
         weights: the network's.
         precision: its arithmetic's.
-        origin: ``files``, ``array`` or ``shards-PRESET``.
+        origin: ``files``, ``frames-png`` and others, ``array``, ``array:RANGE``, ``shards-PRESET``.
         found: videos in the set.
         left_out: videos beyond the protocol's number.
         skipped: videos that could not be used; found = used + left_out + skipped.

@@ -41,6 +41,7 @@ from campaigns.fuzz.mutations import (
 from i3d.classes import class_list
 from i3d.console import json_text
 from i3d.data.arrays import open_arrays
+from i3d.data.footage.opening import open_footage
 from i3d.data.kinetics import read_dataset
 from i3d.data.shards import Failure, PlannedSample
 from i3d.metrics.frechet import Moments
@@ -50,10 +51,9 @@ from i3d.tasks.evaluate.predictions import About, Predictions, read_predictions,
 from i3d.tasks.evaluate.result import Evaluation
 from i3d.tasks.features.files import FeatureFolder, FeatureSettings, Rows, VideoAbout
 from i3d.tasks.features.merged import merge, read_merged
-from i3d.tasks.fvd.clip_sets import open_clip_set
-from i3d.tasks.fvd.metric import make_record
+from i3d.tasks.fvd.clip_sets import ClipSet, Piece
 from i3d.tasks.fvd.protocols import change_protocol
-from i3d.tasks.fvd.result import Tally
+from i3d.tasks.fvd.result import Tally, make_record
 from i3d.tasks.fvd.run import fvd
 from i3d.tasks.fvd.statistics import WeightsRecord, write_statistics
 from i3d.tasks.network import UsedCheckpoint
@@ -340,12 +340,12 @@ def fvd_samples() -> list[Files]:
 def read_sets(folder: Path) -> Any:
     """The distance of two sets; of videos the clips, which a network would see."""
     if (folder / "videos.npz").exists():
-        from i3d.data.videos import open_videos
-
         protocol = change_protocol("google-2018", {"frames": 9, "size": 64})
-        with open_videos(folder / "videos.npz", labels="optional") as contents:
-            clips = open_clip_set(contents, protocol)
-            return [clips.keys, clips.clip(0)]
+        with open_footage(folder / "videos.npz") as opened:
+            if opened.footage is None:
+                return [opened.where]
+            clips = ClipSet(opened.footage, protocol)
+            return [clips.keys, *clips.read(Piece(0))]
     real = next(path for path in sorted(folder.iterdir()) if path.stem == "real")
     result = fvd(real, folder / "fake.npz")
     assert result is not None

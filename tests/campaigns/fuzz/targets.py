@@ -19,18 +19,22 @@
     train-state       state.pt                                      all before the first step
     annotations       CSV, lists, names on the disk                 read_dataset
     classes           lists of class names                          class_list
+    pictures          folders of PNG, JPEG, WebP, BMP, TIFF         open_footage, every frame
+    archives          zip, tar and .tgz of such folders             open_footage, every frame
+    video-arrays      .pt, .safetensors, .npy of videos             open_footage, every frame
     videos            36 formats, found by their content            VideoReader: all, a window
 
 How a sample is mutated stands beside each: bytes are damaged in all of them, and the functions
 ``falsify_...`` know the format and make its checksums and seals right again.
 """
 
-from campaigns.fuzz import checkpoints, faults, folders, tables, videos
+from campaigns.fuzz import checkpoints, faults, folders, footage, tables, videos
 from campaigns.fuzz.cases import Target
 
 TARGETS = {
     target.name: target
-    for target in [*checkpoints.TARGETS, *folders.TARGETS, *tables.TARGETS, *videos.TARGETS]
+    for room in (checkpoints, folders, tables, footage, videos)
+    for target in room.TARGETS
 }
 
 

@@ -101,6 +101,15 @@ def test_gray_has_three_equal_channels(tmp_path, suffix, channels):
     np.testing.assert_array_equal(found, np.repeat(VIDEOS[..., :1], 3, -1))
 
 
+@pytest.mark.parametrize("name", ["video", "videos", "frames"])
+def test_the_array_that_is_meant_has_a_name(tmp_path, name):
+    arrays = {"labels": np.arange(3), name: VIDEOS}
+    np.savez(tmp_path / "x.npz", **arrays)
+    torch.save({k: torch.from_numpy(a) for k, a in arrays.items()}, tmp_path / "x.pt")
+    for path in (tmp_path / "x.npz", tmp_path / "x.pt"):
+        np.testing.assert_array_equal(frames_of(path), VIDEOS)
+
+
 # --- values ---------------------------------------------------------------------------------------
 
 AXES = {"NTHWC": (0, 1, 2, 3, 4), "NTCHW": (0, 1, 4, 2, 3), "NCTHW": (0, 4, 1, 2, 3)}
@@ -185,7 +194,7 @@ def test_what_must_be_said_is_asked_for(tmp_path):
         open_footage(tmp_path / "set").__enter__()
     options = FootageOptions(value_range="0..1", layout="NTHWC")
     with open_footage(tmp_path / "set", options) as opened:
-        assert opened.footage.origin == "array-0..1" and opened.uses == {"layout", "range"}
+        assert opened.footage.origin == "array:0..1" and opened.uses == {"layout", "range"}
         with opened.footage.open(1) as video:
             np.testing.assert_array_equal(list(video.read(range(16))), VIDEOS[1])
         with (

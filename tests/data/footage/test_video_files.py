@@ -40,8 +40,8 @@ def test_a_gif_is_what_pil_composes(tmp_path, disposal):
         duration=40,
         optimize=False,
     )
-    gif = Image.open(tmp_path / "x.gif")
-    theirs = [np.array(frame.convert("RGBA")) for frame in ImageSequence.Iterator(gif)]
+    with Image.open(tmp_path / "x.gif") as gif:
+        theirs = [np.array(frame.convert("RGBA")) for frame in ImageSequence.Iterator(gif)]
     (ours,) = read(tmp_path)
     assert len(ours) == len(theirs)
     for mine, its in zip(ours, theirs, strict=True):
