@@ -9,6 +9,7 @@ features, statistics ------ open_videos -------> Opened: arrays
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def open_footage(
             with open_array_file(where) as arrays:
                 yield _one_array(choose_array(arrays, where), where, options)
             return
-        with open_videos(where, labels="optional") as contents:
+        with open_videos(where, labels="optional", say=_warn) as contents:
             yield _known(contents, options)
         return
     if not is_precomputed(where):
@@ -123,8 +124,14 @@ def open_footage(
             locations = tuple(files.join(where, path) for path in survey.videos)
             yield Opened(where, FileFootage(tuple(make_keys(survey.videos)), locations))
             return
-    with open_videos(where, labels="optional") as contents:
+    with open_videos(where, labels="optional", say=_warn) as contents:
         yield _known(contents, options)
+
+
+def _warn(line: str) -> None:
+    """Pass a warning on, but for those of labels, which no footage has."""
+    if line.startswith("warning: ") and not line.startswith("warning: labels"):
+        warnings.warn(line.removeprefix("warning: "), stacklevel=2)
 
 
 def _is_folder(where: str) -> bool:
