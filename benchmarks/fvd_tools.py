@@ -43,17 +43,17 @@ SEED = 0
 ROW = "--row"  # of a command that is one row's process
 MEASURES = ("seconds", "cpu_seconds", "peak_mb")  # of which there are ratios
 ROWS = {  # row -> ours that it is compared with
-    "ours: cd-fvd's": None,
-    "cd-fvd": "ours: cd-fvd's",
+    "ours: cd-fvd": None,
+    "cd-fvd": "ours: cd-fvd",
     "ours: videogpt": None,
     "common_metrics: videogpt": "ours: videogpt",
-    "ours: styleganv's": None,
-    "common_metrics: styleganv": "ours: styleganv's",
+    "ours: styleganv": None,
+    "common_metrics: styleganv": "ours: styleganv",
 }
-OURS = {  # row -> protocol, and what is changed of it
-    "ours: cd-fvd's": ("stylegan-v", {"bn_eps": 1e-5}),
-    "ours: videogpt": ("videogpt", {}),
-    "ours: styleganv's": ("videogpt", {"bn_eps": 1e-3}),
+OURS = {  # row -> protocol, and what is changed of it: sets are arrays here, as cd-fvd takes them
+    "ours: cd-fvd": ("cd-fvd", {"resolution": None, "clips": "first"}),
+    "ours: videogpt": ("common-metrics-videogpt", {}),
+    "ours: styleganv": ("common-metrics-styleganv", {}),
 }
 
 

@@ -21,7 +21,7 @@ TOLERANCE = 1e-3  # of the range: what values may lie beyond it, as float16 roun
 FLOATS = ("float16", "float32", "float64", "bfloat16")
 
 _COLOURED = ("THWC", "TCHW", "CTHW")
-_BOUNDS = {"0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0), "0..255": (0.0, 255.0)}
+BOUNDS = {"0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0), "0..255": (0.0, 255.0)}
 
 
 def find_layout(
@@ -152,7 +152,7 @@ def make_frame(values: np.ndarray, value_range: ValueRange | None, number: int) 
 
 
 def _scale(values: np.ndarray, value_range: ValueRange, number: int) -> np.ndarray:
-    low, high = _BOUNDS[value_range]
+    low, high = BOUNDS[value_range]
     slack = TOLERANCE * (high - low)
     least, most = float(values.min()), float(values.max())  # NaN where one is
     if not (least >= low - slack and most <= high + slack):

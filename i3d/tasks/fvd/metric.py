@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from i3d import files
-from i3d.data.footage.options import FootageOptions
+from i3d.data.footage.options import FootageOptions, ValueRange
 from i3d.errors import DatasetError, UsageError
 from i3d.metrics.blocks import BlockMoments
 from i3d.metrics.frechet import Moments
@@ -26,7 +26,7 @@ from i3d.tasks.fvd.protocols import Protocol, change_protocol
 from i3d.tasks.fvd.result import FewVideosWarning, Result, Tally, compute_result, make_record
 from i3d.tasks.fvd.sets import MeasuredSet, measure_set
 from i3d.tasks.fvd.statistics import write_statistics
-from i3d.tasks.fvd.tensors import Layout, Range, to_frames
+from i3d.tasks.fvd.tensors import Layout, to_frames
 from i3d.tasks.network import choose_device
 from i3d.tasks.options import ComputeOptions, Precision
 
@@ -115,7 +115,7 @@ class FrechetVideoDistance:
         *,
         changes: Mapping[str, Any] | None = None,
         layout: Layout = "NTHWC",
-        value_range: Range | None = None,
+        value_range: ValueRange | None = None,
         device: str = "auto",
         precision: Precision = "fp32",
         batch_size: int | None = None,

@@ -1,18 +1,19 @@
 """Videos that a program has in memory -> frames: any layout and range, on their own device."""
 
+import warnings
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from i3d.data.footage.layouts import BOUNDS, CHANNELS, TOLERANCE
+from i3d.data.footage.options import ValueRange
 from i3d.errors import DatasetError, UsageError
 from i3d.tasks.fvd.pixels import check_size
 from i3d.tasks.options import check_choice
 
 Layout = Literal["NTHWC", "NTCHW", "NCTHW", "NTHW"]
-Range = Literal["0..1", "-1..1", "0..255"]
 
-_SLACK = 1e-3  # of the range: what rounding in bf16 and resizing do to values at its ends
 _TO_FRAMES = {  # layout -> its axes in the order of frames
     "NTHWC": (0, 1, 2, 3, 4),
     "NTCHW": (0, 1, 3, 4, 2),
@@ -21,7 +22,7 @@ _TO_FRAMES = {  # layout -> its axes in the order of frames
 
 
 def to_frames(
-    videos: "np.ndarray | torch.Tensor", layout: Layout, value_range: Range | None
+    videos: "np.ndarray | torch.Tensor", layout: Layout, value_range: ValueRange | None
 ) -> torch.Tensor:
     """Videos of a batch as frames, on their device.
 
@@ -40,15 +41,13 @@ def to_frames(
     """
     check_choice("layout", layout, get_args(Layout))
     if value_range is not None:
-        check_choice("value_range", value_range, get_args(Range))
-    tensor = torch.from_numpy(videos) if isinstance(videos, np.ndarray) else videos
-    if not isinstance(tensor, torch.Tensor):
-        raise UsageError(f"videos are {type(videos).__name__}; an array or a tensor is needed")
+        check_choice("value_range", value_range, get_args(ValueRange))
+    tensor = _as_tensor(videos)
     said = f"videos are {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
     if tensor.ndim != len(layout):
         raise UsageError(f"{said}; layout {layout} has {len(layout)} axes")
     tensor = tensor.unsqueeze(-1) if layout == "NTHW" else tensor.permute(*_TO_FRAMES[layout])
-    if tensor.shape[-1] not in (1, 3):
+    if tensor.shape[-1] not in CHANNELS:
         raise UsageError(
             f"{said}: in layout {layout} it would have {tensor.shape[-1]} channels, and videos "
             "have 3 (RGB) or 1 (gray); say which axis is which with layout="
@@ -65,11 +64,27 @@ def to_frames(
     return _scale(tensor, value_range).expand(*tensor.shape[:-1], 3)
 
 
-def _scale(frames: torch.Tensor, value_range: Range) -> torch.Tensor:
+def _as_tensor(videos: "np.ndarray | torch.Tensor") -> torch.Tensor:
+    if isinstance(videos, np.ndarray):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of arrays that are read-only: nothing is written
+                return torch.from_numpy(videos)
+        except (TypeError, ValueError):  # types and strides that tensors have not
+            raise UsageError(
+                f"videos are {videos.dtype} {videos.shape}; they must be uint8 or floats, in the "
+                "machine's byte order, and without negative strides (numpy.ascontiguousarray)"
+            ) from None
+    if not isinstance(videos, torch.Tensor):
+        raise UsageError(f"videos are {type(videos).__name__}; an array or a tensor is needed")
+    return videos.detach()
+
+
+def _scale(frames: torch.Tensor, value_range: ValueRange) -> torch.Tensor:
     """To float32 in 0..255; what rounding put beyond the ends is cut off."""
-    low, high = (float(end) for end in value_range.split(".."))
+    low, high = BOUNDS[value_range]
     frames = frames.float()
-    slack = _SLACK * (high - low)
+    slack = TOLERANCE * (high - low)
     good = (frames >= low - slack) & (frames <= high + slack)  # NaN is neither
     if not bool(good.all()):
         video, frame, *_ = place = tuple(torch.nonzero(~good)[0].tolist())
@@ -85,4 +100,4 @@ def _scale(frames: torch.Tensor, value_range: Range) -> torch.Tensor:
 
 
 def _spoken() -> str:
-    return " or ".join(f'"{value}"' for value in get_args(Range))
+    return " or ".join(f'"{value}"' for value in get_args(ValueRange))

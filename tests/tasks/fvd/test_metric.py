@@ -107,6 +107,31 @@ def test_a_value_out_of_range_is_an_error_and_nothing_is_added(checkpoint, value
         metric.compute()
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        [[1, 2]],
+        np.zeros((2, 9, 8, 8, 3), ">f4"),
+        np.zeros((2, 9, 8, 8, 3), np.uint8)[:, ::-1],
+        np.zeros((2, 9, 8, 8, 3), "U1"),
+        torch.zeros(2, 9, 8, 8, 3, dtype=torch.complex64),
+        torch.zeros(2, 9, 8, 8, 3, dtype=torch.bool),
+    ],
+)
+def test_what_no_tensor_can_be_is_refused(checkpoint, given):
+    with pytest.raises(UsageError, match="videos are"):
+        metric_of(checkpoint, value_range="0..1").update(given)
+
+
+def test_a_generators_own_tensor(checkpoint):
+    """With its gradients, and in the middle of its autocast."""
+    given = torch.rand(3, 9, 20, 24, 3, requires_grad=True)
+    alone = metric_of(checkpoint, value_range="0..1").features(given.detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        within = metric_of(checkpoint, value_range="0..1").features(given * 1)
+    np.testing.assert_array_equal(within, alone)
+
+
 def test_rounding_beyond_the_ends_is_cut_off(checkpoint):
     metric = metric_of(checkpoint, value_range="0..1")
     ends = metric.features(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1, 1).expand(2, 9, 8, 8, 3))
