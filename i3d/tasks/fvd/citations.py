@@ -112,7 +112,7 @@ class Citation:
         entries = find_bibtex(self.protocol)
         if self.result is None:
             return entries
-        sentence = textwrap.fill(describe_result(self.result), WIDTH)
+        sentence = textwrap.fill(describe_result(self.result), WIDTH, break_on_hyphens=False)
         return f"{self.result}\n\n{sentence}\n\n{entries}"
 
 

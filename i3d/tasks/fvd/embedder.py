@@ -105,6 +105,10 @@ class Embedder:
         return owners, rows, [self._network.explain_overflow(row) for row in rows]
 
     def _compute(self, clips: torch.Tensor) -> torch.Tensor:
-        clips = scale_frames(clips)
+        # On a CPU a batch gains nothing, and the classifier's sums depend on its size.
+        parts = clips.split(1) if clips.device.type == "cpu" else [clips]
+        return torch.cat([self._compute_lengths(scale_frames(part)) for part in parts])
+
+    def _compute_lengths(self, clips: torch.Tensor) -> torch.Tensor:
         rows = [self._network.compute(clips[:, :, :n], self._endpoint) for n in self.lengths]
         return torch.stack(rows, 1)
