@@ -21,6 +21,8 @@ ALLOWED = {
     "version": set(),
     "presets": GROUND,
     "records": GROUND,
+    "archives": GROUND,
+    "torch_files": GROUND | {"archives"},
     "copies": GROUND,
     "web": GROUND | {"copies"},
     "remote": GROUND | {"copies", "web"},
@@ -38,6 +40,7 @@ ALLOWED = {
     "data": GROUND
     | {
         "records",
+        "torch_files",
         "spreadsheet",
         "copies",
         "files",
@@ -48,7 +51,8 @@ ALLOWED = {
         "flow",
         "clips",
     },
-    "models": GROUND | {"records", "files", "presets", "classes", "console", "web"},
+    "models": GROUND
+    | {"records", "archives", "torch_files", "files", "presets", "classes", "console", "web"},
 }
 BELOW = set(ALLOWED)
 # The rooms that join the others, from the lower to the upper; the package's own names are lazy.

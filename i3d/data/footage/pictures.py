@@ -5,22 +5,27 @@
 
 What is stored is what comes: palettes become their colours, gray three equal channels, transparency
 is dropped; colour profiles and EXIF's orientation are not applied. JPEG is decoded by libjpeg-turbo
-as the shards' is, the rest by OpenCV. What has no 8-bit RGB in it (16 bits, CMYK, several pages) is
+as the shards' is, the rest by Pillow. What has no 8-bit RGB in it (16 bits, CMYK, several pages) is
 refused.
 """
 
+import io
 import re
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
-import cv2
 import numpy as np
 import simplejpeg
+from PIL import TiffImagePlugin
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ExifTags import Base
+from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
+from i3d import files
 from i3d.errors import DatasetError
 from i3d.video import MAX_PIXELS, MAX_SIDE
 
@@ -28,18 +33,16 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PICTURE_BYTES = 1 << 28  # a file; what MAX_PIXELS take without compression
 
 _NUMBER = re.compile(r"(.*?)([0-9]{1,30})([^0-9]*)", re.ASCII | re.DOTALL)
-_DEPTH_REMEDY = "convert it to 8 bits: what white is in 16 is not said"
-_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-_TIFF_STARTS = {b"II*\0": "<", b"MM\0*": ">"}
-_TIFF_TYPES = {3: ("H", 2), 4: ("I", 4)}
-
-
-class PictureHead(NamedTuple):
-    """What a picture's header says."""
-
-    format: str
-    width: int
-    height: int
+# Not Image.open, which warns by a limit of pixels that is the whole process's.
+_READERS: dict[bytes, type[ImageFile]] = {
+    b"\x89PNG": PngImageFile,
+    b"RIFF": WebPImageFile,
+    b"BM": BmpImageFile,
+    b"II*\0": TiffImageFile,
+    b"MM\0*": TiffImageFile,
+}
+# YCbCr is a TIFF whose colours Pillow would take for JPEG's, at full resolution.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 
 # --- their order ----------------------------------------------------------------------------------
@@ -137,140 +140,66 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
     """A picture's pixels: uint8 (H, W, 3), RGB.
 
     Raises:
-        DatasetError: names the picture and what is wrong; nothing is allocated for it.
+        DatasetError: names the picture and what is wrong: damaged, too large (nothing is decoded
+            then), or without 8-bit RGB in it.
     """
-    head = read_head(data, name)
-    if head.format == "JPEG":
-        try:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
-        except ValueError as error:
-            raise DatasetError(f"{name} is a damaged JPEG ({error})") from error
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is raised below
+    if data.startswith(b"\xff\xd8\xff"):
+        return _decode_jpeg(data, name)
+    reader = next((r for start, r in _READERS.items() if data.startswith(start)), None)
+    if reader is None:
+        raise DatasetError(f"{name} is no PNG, JPEG, WebP, BMP or TIFF")
     try:
-        how = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), how)
-    except cv2.error as error:
-        raise DatasetError(f"{name} is a damaged {head.format}") from error
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-    if picture is None or picture.shape != (head.height, head.width, 3):
-        raise DatasetError(f"{name} is a damaged {head.format}")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        with reader(io.BytesIO(data)) as image:
+            _check_size(*image.size, name)
+            _check_kind(image, name)
+            if reader is PngImageFile:
+                reader(io.BytesIO(data)).verify()  # the checksums, over which decoding passes
+            image.load()
+            image.info.pop("transparency", None)  # whose colour convert() would look for
+            return np.array(image.convert("RGB"))
+    except (DatasetError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's parsers raise a dozen types
+        reason = files.explain(error)
+        raise DatasetError(f"{name} is a damaged {reader.format} ({reason})") from error
 
 
-def read_head(data: bytes, name: str) -> PictureHead:
-    """Format and size of a picture that can be decoded to 8-bit RGB.
-
-    Raises:
-        DatasetError: it cannot, or is too large or cut short.
-    """
-    try:
-        if data.startswith(_PNG_START):
-            head = _read_png(data, name)
-        elif data.startswith(b"\xff\xd8\xff"):
-            head = _read_jpeg(data, name)
-        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            head = _read_webp(data, name)
-        elif data.startswith(b"BM"):
-            head = _read_bmp(data)
-        elif data[:4] in _TIFF_STARTS:
-            head = _read_tiff(data, name)
-        else:
-            raise DatasetError(f"{name} is no PNG, JPEG, WebP, BMP or TIFF")
-    except (struct.error, IndexError) as error:
-        raise DatasetError(f"{name} is damaged: its header is cut short") from error
-    if not min(head.width, head.height) > 0:
-        raise DatasetError(f"{name} is a damaged {head.format} ({head.width}x{head.height})")
-    if max(head.width, head.height) > MAX_SIDE or head.width * head.height > MAX_PIXELS:
-        raise DatasetError(
-            f"{name} has {head.width}x{head.height} pixels; at most {MAX_SIDE} a side and "
-            f"{MAX_PIXELS} in all are read; scale it down first"
-        )
-    return head
-
-
-def _read_png(data: bytes, name: str) -> PictureHead:
-    """Its chunks are walked to the end: OpenCV prints what libpng says of damage."""
-    width, height, bits = struct.unpack_from(">IIB", data, len(_PNG_START))
-    if bits > 8:
-        raise DatasetError(f"{name} is a PNG of {bits} bits; {_DEPTH_REMEDY}")
-    at, kind = 8, b""
-    while kind != b"IEND":
-        size, kind = struct.unpack_from(">I4s", data.ljust(at + 8, b"\0"), at)
-        content = memoryview(data)[at + 4 : at + 8 + size]
-        checksum = data[at + 8 + size : at + 12 + size]
-        if len(checksum) < 4:
-            raise DatasetError(f"{name} is a PNG that was cut short")
-        if zlib.crc32(content) != int.from_bytes(checksum, "big"):
-            raise DatasetError(f"{name} is a damaged PNG: a checksum does not match")
-        if kind == b"acTL":
-            raise DatasetError(f"{name} is an animated PNG; save each frame as a picture")
-        at += 12 + size
-    return PictureHead("PNG", width, height)
-
-
-def _read_jpeg(data: bytes, name: str) -> PictureHead:
+def _decode_jpeg(data: bytes, name: str) -> np.ndarray:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "RGB", "Gray"):
+            raise DatasetError(f"{name} is a JPEG in {colours}; convert it to RGB")
+        _check_size(width, height, name)
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
     except ValueError as error:
         raise DatasetError(f"{name} is a damaged JPEG ({error})") from error
-    if colours not in ("YCbCr", "RGB", "Gray"):
-        raise DatasetError(f"{name} is a JPEG in {colours}; convert it to RGB")
-    return PictureHead("JPEG", width, height)
 
 
-def _read_webp(data: bytes, name: str) -> PictureHead:
-    match data[12:16]:
-        case b"VP8 ":
-            width, height = struct.unpack_from("<HH", data, 26)
-            return PictureHead("WebP", width & 0x3FFF, height & 0x3FFF)
-        case b"VP8L":
-            (sides,) = struct.unpack_from("<I", data, 21)
-            return PictureHead("WebP", (sides & 0x3FFF) + 1, (sides >> 14 & 0x3FFF) + 1)
-        case b"VP8X":
-            if data[20] & 2:
-                raise DatasetError(f"{name} is an animated WebP; save each frame as a picture")
-            sides = data[24:30].ljust(6, b"\0")
-            width, height = (int.from_bytes(sides[i : i + 3], "little") + 1 for i in (0, 3))
-            return PictureHead("WebP", width, height)
-    raise DatasetError(f"{name} is a damaged WebP")
-
-
-def _read_bmp(data: bytes) -> PictureHead:
-    (size,) = struct.unpack_from("<I", data, 14)
-    width, height = struct.unpack_from("<HH" if size == 12 else "<ii", data, 18)
-    return PictureHead("BMP", width, abs(height))
-
-
-def _read_tiff(data: bytes, name: str) -> PictureHead:
-    """The tags of its only page."""
-    order = _TIFF_STARTS[data[:4]]
-    (at,) = struct.unpack_from(f"{order}I", data, 4)
-    (count,) = struct.unpack_from(f"{order}H", data, at)
-    tags: dict[int, tuple[int, ...]] = {}
-    for i in range(count):
-        place = at + 2 + 12 * i
-        tag, kind, values = struct.unpack_from(f"{order}HHI", data, place)
-        letter, size = _TIFF_TYPES.get(kind, ("", 0))
-        if letter and 1 <= values <= 16:
-            (far,) = struct.unpack_from(f"{order}I", data, place + 8)
-            begin = place + 8 if values * size <= 4 else far
-            tags[tag] = struct.unpack_from(f"{order}{values}{letter}", data, begin)
-    (following,) = struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)
-    if following:
-        raise DatasetError(f"{name} is a TIFF of several pages; save each frame as a picture")
-    if max(tags.get(258, (1,))) > 8 or tags.get(339, (1,))[0] != 1:
-        raise DatasetError(f"{name} is a TIFF of {max(tags.get(258, (1,)))} bits; {_DEPTH_REMEDY}")
-    if tags.get(277, (1,))[0] not in (1, 3):
-        # OpenCV multiplies colours with their transparency
+def _check_size(width: int, height: int, name: str) -> None:
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise DatasetError(
-            f"{name} is a TIFF of {tags[277][0]} channels; save RGB without transparency"
+            f"{name} has {width}x{height} pixels; at most {MAX_SIDE} a side and "
+            f"{MAX_PIXELS} in all are read; scale it down first"
         )
-    if tags.get(274, (1,))[0] != 1:
-        raise DatasetError(f"{name} is a TIFF that is to be turned before it is shown; turn it")
-    width, height = tags.get(256, (0,))[0], tags.get(257, (0,))[0]
-    tile = tags.get(322, (0,))[0] * tags.get(323, (0,))[0]
-    if tile > MAX_PIXELS:
-        raise DatasetError(f"{name} is a damaged TIFF: tiles of {tile} pixels")
-    return PictureHead("TIFF", width, height)
+
+
+def _check_kind(image: ImageFile, name: str) -> None:
+    """Refuse what Pillow would make 8-bit RGB of without a word, by its header alone."""
+    kind = f"{name} is a {image.format}"
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,)))
+    if isinstance(image, PngImageFile) and "16" in str(image.tile[0][3]):
+        bits = 16
+    if bits > 8:
+        raise DatasetError(
+            f"{kind} of {bits} bits; convert it to 8 bits: what white is in {bits} is not said"
+        )
+    if set(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))) != {1}:
+        raise DatasetError(f"{kind} of numbers with a sign; convert it to levels, 0..255")
+    if tags.get(Base.Orientation, 1) != 1:
+        raise DatasetError(f"{kind} that is to be turned before it is shown; turn it")
+    _check_size(tags.get(Base.TileWidth, 1), tags.get(Base.TileLength, 1), f"a tile of {name}")
+    if getattr(image, "is_animated", False):
+        raise DatasetError(f"{kind} of several pictures; save each frame as a picture")
+    if image.mode not in _MODES or (image.mode in ("P", "PA") and image.palette is None):
+        raise DatasetError(f"{kind} in {image.mode}; convert it to RGB")

@@ -13,8 +13,6 @@ and damage is one :class:`CheckpointError`.
 import io
 import math
 import os
-import shutil
-import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -23,11 +21,10 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from i3d import files
+from i3d.archives import check_members, open_archive
 from i3d.errors import CheckpointError, I3DError
-from i3d.models.foreign.archives import check_members, open_archive
 from i3d.models.foreign.names import CHAINER, STATE_DICTS, TENSORFLOW, Naming
 from i3d.models.foreign.tf_bundle import open_bundle
 from i3d.models.format import (
@@ -49,11 +46,10 @@ from i3d.models.format import (
 )
 from i3d.models.i3d import I3D, TABLE, Conv
 from i3d.presets import KINETICS_I3D, STREAM_CHANNELS, Stream
+from i3d.torch_files import TorchScriptError, load_torch_file
 
 MAX_CLASSES = 100_000
 MAX_NPZ_MEMBERS = 2_000
-ZIP_MAGIC = b"PK\3\4"
-COPY_BYTES = 1 << 18
 MAX_NPY_HEADER_BYTES = 1 << 14  # NumPy reads 10,000 characters of it
 KNOWN_LISTS = {400: "kinetics400", 600: "kinetics600"}  # by number of classes
 
@@ -331,13 +327,15 @@ def _read_pickle(location: files.Location) -> dict[Any, Any]:
         with files.open_read(location) as f:
             if (size := f.seek(0, os.SEEK_END)) > MAX_FILE_BYTES:
                 raise CheckpointError(f"{name} has more than {MAX_FILE_BYTES:,} bytes")
+            local = files.local_path(location) is not None
             f.seek(0)
-            zipped = f.read(4) == ZIP_MAGIC  # as torch.load tells them apart
-            f.seek(0)
-            source: Any = _copy_archive(f, name) if zipped else _ShortReads(f, size)
-            with _FixedStorages(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # on sparse tensors and protocols of pickles
-                loaded = torch.load(source, map_location="cpu", weights_only=True)
+            loaded = load_torch_file(f if local else io.BytesIO(files.read_bounded(f, size)))
+    except TorchScriptError as error:
+        raise CheckpointError(
+            f"{name}: {error}. StyleGAN-V's i3d_torchscript.pt holds the weights of "
+            "rgb_scratch_kinetics400: use that name (--checkpoint rgb_scratch_kinetics400); of "
+            "another network save model.state_dict() with torch.save"
+        ) from None
     except (I3DError, MemoryError):
         raise
     except FileNotFoundError:
@@ -354,75 +352,6 @@ def _read_pickle(location: files.Location) -> dict[Any, Any]:
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{name}: holds a {type(loaded).__name__}, not a state dict")
     return loaded
-
-
-class _ShortReads:
-    """A file of which nobody reads more than it has: Python would take the memory first."""
-
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._size = file, size
-
-    def read(self, count: int = -1) -> bytes:
-        """As the file's."""
-        left = max(0, self._size - self._file.tell())
-        return self._file.read(left if count < 0 else min(count, left))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-class _FixedStorages(TorchDispatchMode):
-    """Where this is entered, no tensor is laid over more bytes than its storage has.
-
-    A pickle of before PyTorch 1.6 says how large storages are, and then how large tensors, before
-    their bytes come; torch.load would enlarge the storage, and copy it.
-    """
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.ops.aten.set_.source_Storage_storage_offset:
-            tensor, storage, offset, shape, *rest = args
-            strides = rest[0] if rest else ()  # of a scalar they are left out
-            last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-            if math.prod(shape) and (offset + last + 1) * tensor.element_size() > storage.nbytes():
-                raise ValueError(f"shape {tuple(shape)} in a storage of {storage.nbytes():,} bytes")
-        return func(*args, **(kwargs or {}))
-
-
-def _copy_archive(file: IO[bytes], name: str) -> IO[bytes]:
-    """PyTorch's archive again, with the members that Python's reader sees and no others.
-
-    torch.load reads zip archives by a reader of its own, which takes the memory that a compressed
-    member declares, and which may see other members where an archive is made so. torch.save
-    compresses nothing: then no member is larger than the file, nor do they share bytes.
-    """
-    file_size = file.seek(0, os.SEEK_END)
-    copy = io.BytesIO()
-    with open_archive(file) as archive:
-        members = archive.infolist()
-        if _is_torchscript([m.filename for m in members]):
-            raise CheckpointError(
-                f"{name}: TorchScript, whose code is never run. StyleGAN-V's "
-                "i3d_torchscript.pt holds the weights of rgb_scratch_kinetics400: use that "
-                "name (--checkpoint rgb_scratch_kinetics400); of another network save "
-                "model.state_dict() with torch.save"
-            )
-        check_members(archive, deflate=False)
-        if (declared := sum(m.file_size for m in members)) > file_size:
-            raise zipfile.BadZipFile(f"members of {declared:,} bytes in a file of {file_size:,}")
-        with zipfile.ZipFile(copy, "w") as target:
-            for member in members:
-                with archive.open(member) as source, target.open(member.filename, "w") as out:
-                    shutil.copyfileobj(source, out, COPY_BYTES)
-    copy.seek(0)
-    return copy
-
-
-def _is_torchscript(members: Iterable[str]) -> bool:
-    """Whether an archive is what ``torch.jit.save`` writes, by its list of members alone."""
-    names = [member.partition("/")[2] for member in members]  # below the one folder
-    return "constants.pkl" in names and any(n.startswith("code/") for n in names)
 
 
 # --- from their arrays to our weights -------------------------------------------------------------

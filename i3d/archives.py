@@ -29,7 +29,7 @@ class _ShortReads(io.BufferedReader):
 
 @contextmanager
 def open_archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
-    """Open an archive; ``file`` is closed at the end.
+    """Open an archive; ``file`` stays open.
 
     Its members are to be read in pieces of at most `MAX_READ_BYTES`.
 
@@ -37,8 +37,12 @@ def open_archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
         zipfile.BadZipFile: it is damaged, or its list of members is too long; and whatever else
             Python's reader raises then.
     """
-    with _ShortReads(cast(io.RawIOBase, file)) as reader, zipfile.ZipFile(reader) as archive:
-        yield archive
+    reader = _ShortReads(cast(io.RawIOBase, file))
+    try:
+        with zipfile.ZipFile(reader) as archive:
+            yield archive
+    finally:
+        reader.detach()  # it would close the file
 
 
 def check_members(archive: zipfile.ZipFile, *, deflate: bool) -> None:

@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 
-from i3d.models.foreign import archives
-from i3d.models.foreign.archives import check_members, open_archive
+from i3d import archives
+from i3d.archives import check_members, open_archive
 
 
 def archive_of(*names, method=zipfile.ZIP_STORED, comment=b""):
