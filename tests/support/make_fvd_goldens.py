@@ -1,11 +1,11 @@
 """Makes tests/reference/fvd_sources.npz: what the programs of FVD make of small videos.
 
     python tests/support/make_fvd_goldens.py --cd-fvd DIR --common-metrics DIR --videogpt DIR \
-        --stylegan-v DIR
+        --stylegan-v DIR --mcvd DIR
 
 The folders are copies of songweige/content-debiased-fvd (a1e037a),
-JunyaoHu/common_metrics_on_video_quality (5f75173), wilson1yan/VideoGPT (733d2b1) and
-universome/stylegan-v (3fecd69). It needs NumPy 2.4, SciPy 1.17 (no later one: the programs use
+JunyaoHu/common_metrics_on_video_quality (5f75173), wilson1yan/VideoGPT (733d2b1),
+universome/stylegan-v (3fecd69) and voletiv/mcvd-pytorch (451da2e). It needs NumPy 2.4, SciPy 1.17 (no later one: the programs use
 ``sqrtm(disp=False)``), PyTorch 2.13, Pillow 13, einops, tqdm, requests and h5py, on a CPU. Inputs
 and weights are those of `fvd_sources.py`.
 
@@ -22,7 +22,7 @@ All numbers are made by the programs' own code, but for this:
   ``fvd.pytorch_i3d`` and ``data`` are.
 * The networks' files cannot be had here; ``InceptionI3d`` of each program has the weights of
   `fvd_sources.weights`. StyleGAN-V's TorchScript file, which common_metrics' ``styleganv`` loads,
-  is a program; in its place stands the same class with BatchNorm's epsilon at 1e-3, TF-Hub's, and
+  and MCVD too, is a program; in its place stands the same class with BatchNorm's epsilon at 1e-3, TF-Hub's, and
   with the keywords that the file takes.
 * VideoGPT's script needs a generator and GPUs: its preparation of real frames is one expression,
   repeated here, as is cd-fvd's ``.byte()``, which stands in a loop over a loader.
@@ -36,7 +36,8 @@ Names are PROGRAM/STEP/SHAPE:
 * ``features`` float32 (2 VIDEOS, 400), real ones first; ``fvd`` the program's distance, of real and
   fake; ``exact`` the same of these features in float64.
 * common_metrics: ``fvd`` float64 (2,), for clips of `LENGTHS` frames; features of all frames.
-* VideoGPT: no features, which would be those of common_metrics' ``videogpt``.
+* VideoGPT and MCVD: no features, which would be those of common_metrics' ``videogpt`` and
+  ``styleganv``.
 """
 
 import argparse
@@ -268,6 +269,39 @@ def of_videogpt(folder, weights):
     yield "fvd", fvd.frechet_distance(one, other).item()
 
 
+# --- MCVD -----------------------------------------------------------------------------------------
+
+
+class _OnCpu:
+    """PyTorch's names, but every device is the CPU: it compares devices by identity."""
+
+    def __getattr__(self, key):
+        return getattr(torch, key)
+
+    @staticmethod
+    def device(_):
+        return CPU
+
+
+def of_mcvd(folder, weights):
+    fvd = load_file("mcvd_fvd", folder / "models" / "fvd" / "fvd.py")
+    network = load_file("mcvd_i3d", folder / "models" / "fvd" / "pytorch_i3d.py").InceptionI3d
+    fvd.torch = _OnCpu()
+    model = network(400, in_channels=3)
+    model.load_state_dict(torch.load(weights))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.eps = 1e-3
+    for shape in SHAPES:
+        unit = torch.from_numpy(frames(*shape)).permute(3, 0, 1, 2) / 255  # (C, T, H, W)
+        yield name("second", shape), part(fvd.preprocess_single(unit, RESOLUTION))
+    sets = [torch.from_numpy(videos(real)).permute(0, 4, 1, 2, 3) / 255 for real in (True, False)]
+    detector = _Keywords(model).eval()
+    features = [fvd.get_fvd_feats(given, detector, CPU) for given in sets]
+    yield "fvd", fvd.frechet_distance(*features)
+    yield "exact", exact(*features, ddof=1)
+
+
 # --- StyleGAN-V -----------------------------------------------------------------------------------
 
 
@@ -321,6 +355,7 @@ PROGRAMS = {
     "cd-fvd": of_cd_fvd,
     "common-metrics": of_common_metrics,
     "videogpt": of_videogpt,
+    "mcvd": of_mcvd,
     "stylegan-v": of_stylegan_v,
 }
 

@@ -11,7 +11,7 @@ from support.golden import REFERENCE
 
 import i3d
 from i3d.tasks.fvd.pixels import prepare_frames, quantize, resize_first
-from i3d.tasks.fvd.protocols import change_protocol
+from i3d.tasks.fvd.protocols import PROTOCOLS, change_protocol
 
 FIRST = {  # the resize to a data set's resolution -> protocol
     "cd-fvd/first-videos": "cd-fvd",
@@ -24,6 +24,7 @@ SECOND = {  # what the network sees -> protocol
     "common-metrics/videogpt-second": "common-metrics-videogpt",
     "common-metrics/styleganv-second": "common-metrics-styleganv",
     "videogpt/second": "videogpt",
+    "mcvd/second": "prediction",
 }
 SCORES = {  # program -> protocol; cd-fvd resizes and cuts no arrays
     "cd-fvd/": ("cd-fvd", {"resolution": None, "clips": "first"}),
@@ -96,7 +97,7 @@ def test_videogpt_darkens_real_videos_that_need_no_resize(golden):
 @pytest.mark.parametrize("shape", fvd_sources.SHAPES)
 @pytest.mark.parametrize("step", SECOND)
 def test_the_network_sees_what_theirs_sees(step, shape, golden):
-    changes = {"size": fvd_sources.RESOLUTION, "resolution": None}
+    changes = {"size": fvd_sources.RESOLUTION, "resolution": None, "context": 1}
     protocol = change_protocol(SECOND[step], changes)
     frames = torch.from_numpy(fvd_sources.frames(*shape))
     ours = prepare_frames(frames, protocol).numpy() * 2 / 255 - 1
@@ -137,6 +138,13 @@ def test_the_distance_of_videogpts_program_is_common_metrics(golden):
     assert golden["videogpt/exact"] == golden["common-metrics/videogpt-exact"]
     theirs = golden["common-metrics/videogpt-fvd"][-1]
     assert golden["videogpt/fvd"] == pytest.approx(theirs, rel=1e-5)
+
+
+def test_the_distance_of_mcvds_program_is_common_metrics(golden):
+    """Its network, its pictures and its formula are those of the method ``styleganv``."""
+    assert golden["mcvd/exact"] == golden["common-metrics/styleganv-exact"]
+    prediction, other = PROTOCOLS["prediction"].settings, PROTOCOLS["common-metrics-styleganv"]
+    assert prediction == other.settings
 
 
 @pytest.mark.slow
