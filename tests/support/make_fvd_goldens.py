@@ -5,9 +5,9 @@
 
 The folders are copies of songweige/content-debiased-fvd (a1e037a),
 JunyaoHu/common_metrics_on_video_quality (5f75173), wilson1yan/VideoGPT (733d2b1),
-universome/stylegan-v (3fecd69) and voletiv/mcvd-pytorch (451da2e). It needs NumPy 2.4, SciPy 1.17 (no later one: the programs use
-``sqrtm(disp=False)``), PyTorch 2.13, Pillow 13, einops, tqdm, requests and h5py, on a CPU. Inputs
-and weights are those of `fvd_sources.py`.
+universome/stylegan-v (3fecd69) and voletiv/mcvd-pytorch (451da2e). It needs NumPy 2.4, SciPy 1.17
+(no later one: the programs use ``sqrtm(disp=False)``), PyTorch 2.13, Pillow 13, einops, tqdm,
+requests and h5py, on a CPU. Inputs and weights are those of `fvd_sources.py`.
 
 All numbers are made by the programs' own code, but for this:
 
@@ -21,9 +21,9 @@ All numbers are made by the programs' own code, but for this:
 * VideoGPT's package is not run as one, as that would load its generator; its modules ``fvd.fvd``,
   ``fvd.pytorch_i3d`` and ``data`` are.
 * The networks' files cannot be had here; ``InceptionI3d`` of each program has the weights of
-  `fvd_sources.weights`. StyleGAN-V's TorchScript file, which common_metrics' ``styleganv`` loads,
-  and MCVD too, is a program; in its place stands the same class with BatchNorm's epsilon at 1e-3, TF-Hub's, and
-  with the keywords that the file takes.
+  `fvd_sources.weights`. StyleGAN-V's TorchScript file, which common_metrics' ``styleganv`` and MCVD
+  load, is a program; in its place stands the same class with BatchNorm's epsilon at 1e-3, TF-Hub's,
+  and with the keywords that the file takes.
 * VideoGPT's script needs a generator and GPUs: its preparation of real frames is one expression,
   repeated here, as is cd-fvd's ``.byte()``, which stands in a loop over a loader.
 
