@@ -15,7 +15,7 @@ from i3d.errors import I3DError, UsageError
 from i3d.metrics.frechet import distance
 from i3d.models.i3d import I3D
 from i3d.parallel.world import World
-from i3d.report.plot import check_plot
+from i3d.report.plot import check_folder, check_plot
 from i3d.tasks.fvd.analysis import LengthPoint
 from i3d.tasks.fvd.citations import Citation, ProtocolTable
 from i3d.tasks.fvd.options import (
@@ -91,6 +91,10 @@ def fvd(
     """
     if save_statistics is not None:
         check_name(save_statistics)
+    if page is not None:
+        if not os.fspath(page).endswith(".html"):
+            raise UsageError(f"{page}: a report is a page; end its name in .html")
+        check_folder(page)
     lengths = beside.lengths
     with measure_sets(
         {REAL: real, FAKE: fake},
@@ -100,6 +104,7 @@ def fvd(
         footage=footage,
         options=options,
         lengths=lengths,
+        save=save_statistics is not None,
         keep=beside.needs_rows or curve or page is not None,
         cache=cache,
         world=world,
@@ -107,8 +112,6 @@ def fvd(
     ) as measured:
         if measured is None:
             return None
-        if save_statistics is not None and measured.sets[REAL].clips is None:
-            raise UsageError("statistics are saved of the real set's videos; it has none")
         result = _compute(measured, beside, lengths, curve=curve, extremes=page is not None)
         if save_statistics is not None:
             _save(measured, save_statistics)
@@ -241,6 +244,7 @@ def save_set(
         changes=changes or {},
         footage=footage,
         options=options,
+        save=True,
         keep=False,
         cache=cache,
         world=world,
@@ -248,8 +252,6 @@ def save_set(
     ) as measured:
         if measured is None:
             return None
-        if measured.sets[REAL].clips is None:
-            raise UsageError("statistics are saved of the real set's videos; it has none")
         record = _save(measured, output)
     return Saved(os.fspath(output), record, measured.sets[REAL].tally)
 
@@ -303,8 +305,6 @@ def run_fvd(
         return outputs.exit_code(range(saved.tally.skipped))
     if plot is not None:
         check_plot(plot, suffix="png")
-    if page is not None and not page.endswith(".html"):
-        raise UsageError(f"{page}: a report is a page; end its name in .html")
     result = fvd(
         real,
         fake,

@@ -104,6 +104,7 @@ def measure_sets(
     footage: FootageOptions,
     options: ComputeOptions,
     lengths: Sequence[int] = (),
+    save: bool = False,
     keep: bool,
     cache: bool,
     world: World | None,
@@ -119,6 +120,7 @@ def measure_sets(
         footage: what arrays of videos do not say themselves.
         options: how to compute.
         lengths: of further clips, the first frames of each, that are measured too.
+        save: whether the first set's statistics will be saved, which only videos have.
         keep: whether every row is kept.
         cache: whether features are taken from the cache folder and kept in it.
         world: this process's part of the work; None: from the launcher's environment.
@@ -132,6 +134,10 @@ def measure_sets(
         check_options([side.contents for side in sides], footage)
         used = _choose_protocol(sides, protocol, changes)
         _check_lengths(lengths, used, sides)
+        if save and sides[0].contents.footage is None:
+            raise UsageError(
+                f"{sides[0].contents.where} holds no videos, of which statistics are saved"
+            )
         clips = {
             side.name: ClipSet(side.contents.footage, used)
             for side in sides
@@ -267,12 +273,13 @@ def _collect(
     if side.record is not None and side.moments is not None:
         record, moments = side.record, side.moments
         tally = Tally(
-            moments.count,
+            record.found - record.skipped - record.left_out,
             record.origin,
             record.found,
             record.skipped,
             record.left_out,
             record.damaged,
+            clips=moments.count,
             sizes=record.sizes,
         )
         return MeasuredSet((moments,), tally)
