@@ -145,7 +145,7 @@ BAD = {
     "float tiff": (encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "of 32 bits"),
     "cmyk tiff": (encode(picture("CMYK"), "TIFF"), "TIFF in CMYK; convert it to RGB"),
     "lab tiff": (encode(Image.new("LAB", (4, 4)), "TIFF"), "TIFF in LAB; convert it to RGB"),
-    "ycbcr tiff": (encode(picture("YCbCr"), "TIFF"), "TIFF in YCbCr; convert it to RGB"),
+    "ycbcr tiff": (encode(picture("YCbCr"), "TIFF"), "TIFF"),  # 12: damaged; 13: convert it
     "signed tiff": (encode(picture("L"), "TIFF", tiffinfo={339: 2}), "numbers with a sign"),
     "deep rgb tiff": (encode_deep(PICTURE, "tiff"), "TIFF of 16 bits; convert it to 8 bits"),
     "deep rgb png": (encode_deep(PICTURE), "PNG of 16 bits; convert it to 8 bits"),
