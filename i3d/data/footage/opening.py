@@ -93,7 +93,10 @@ def open_footage(
         UsageError: one video alone; arrays of another type or shape, or which need an option.
         StorageError: the disk or server fails.
     """
-    where = os.fspath(location).rstrip("/")
+    where = os.fspath(location)
+    if not where.strip("/ "):
+        raise UsageError(f"{where!r} names no set; give a folder or file")
+    where = where.rstrip("/")
     lower = where.lower()
     if lower.endswith((*ARRAY_SUFFIXES, *ARCHIVE_SUFFIXES)) or not _is_folder(where):
         if lower.endswith(ARCHIVE_SUFFIXES) and not _is_folder(where):

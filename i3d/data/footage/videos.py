@@ -120,7 +120,7 @@ def identify_files(locations: Sequence[files.Location]) -> list[str | None]:
     try:
         return files.identify(locations)
     except OSError as error:
-        files.blame_storage(locations[0], error)
+        files.blame_storage(error.filename or locations[0], error)
         return [None] * len(locations)
 
 

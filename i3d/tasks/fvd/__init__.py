@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from i3d.tasks.fvd.protocols import Protocol as Protocol
     from i3d.tasks.fvd.protocols import change_protocol as change_protocol
     from i3d.tasks.fvd.result import FewVideosWarning as FewVideosWarning
+    from i3d.tasks.fvd.result import FrameSizeWarning as FrameSizeWarning
     from i3d.tasks.fvd.run import fvd as fvd
     from i3d.tasks.fvd.run import save_set as save_set
 
@@ -19,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "metric": "FrechetVideoDistance",
         "options": "Beside",
-        "result": "FewVideosWarning",
+        "result": "FewVideosWarning FrameSizeWarning",
         "run": "fvd save_set",
         "protocols": "PROTOCOLS Protocol change_protocol",
     },

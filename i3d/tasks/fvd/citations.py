@@ -168,7 +168,7 @@ def describe_result(result: Result) -> str:
     which = {"first": "the first clip", "every": "every clip", "random": "a random clip"}
     clips = f"{which[protocol.clips]} of {protocol.frames} frames"
     if protocol.stride > 1:
-        clips += f", every {protocol.stride}th"
+        clips += f" at stride {protocol.stride}"
     if protocol.clips == "random":
         clips += f" (seed {protocol.seed})"
     if protocol.context:
@@ -176,10 +176,12 @@ def describe_result(result: Result) -> str:
     changed = ", ".join(f"{k}={v}" for k, v in protocol.changes.items())
     named = find_protocol(protocol.name).source
     return (
-        f"FVD is {result.value:.4g} between {result.real.count} real and {result.fake.count} "
+        f"FVD is {result.value:.8g} between {result.real.count} real and {result.fake.count} "
         f"generated videos, by the protocol {protocol.name} ({named})"
         f"{f', changed in {changed}' if changed else ''}: {clips} of each video, {first}, "
         f"the {'logits' if protocol.endpoint == 'logits' else 'pooled features'} of "
-        f"{weights.released or weights.words}, covariances divided by {protocol.divisor}; computed "
+        f"{weights.released or weights.words} (sha256 {weights.sha256[:12]}, epsilon "
+        f"{protocol.bn_eps:g}), resized to {protocol.size} ({protocol.resize}, {protocol.fit}), "
+        f"covariances divided by {protocol.divisor}; computed "
         f"with i3d {result.as_dict()['versions']['i3d']} at {result.precision}."
     )

@@ -33,10 +33,12 @@ class Piece(NamedTuple):
     Attributes:
         video: number of the video.
         clips: which of every clip; None: the only one.
+        total: number of the video's frames, where it was counted.
     """
 
     video: int
     clips: range | None = None
+    total: int = 0
 
 
 class Look(NamedTuple):
@@ -85,7 +87,7 @@ class ClipSet:
             if piece.clips is None:
                 cuts = [cut_one(self.keys[piece.video], video.count_frames, protocol)]
             else:
-                every = list(cut_every(video.count_frames(), protocol))
+                every = list(cut_every(piece.total, protocol))
                 cuts = [every[i] for i in piece.clips]
             frames, size = _prepare(video, cuts, protocol)
             clips = np.empty((len(cuts), protocol.frames, *frames[cuts[0][0]].shape), np.float32)
@@ -102,10 +104,14 @@ def _prepare(
 
     One by one: at the file's own size a long clip would fill the memory.
     """
-    wanted = sorted({number for numbers in cuts for number in numbers})
+    looked_at = {number for numbers in cuts for number in numbers}
+    if protocol.short == "refuse":  # strides may have to be whole
+        looked_at.add(protocol.frames_needed - 1)
+    wanted = sorted(looked_at)
     frames: dict[int, np.ndarray] = {}
     size = (0, 0)
-    for number, frame in zip(wanted, video.read(wanted), strict=False):
+    # the frames first, so that they are read to their end, where damage is told
+    for frame, number in zip(video.read(wanted), wanted, strict=False):
         size = frame.shape[0], frame.shape[1]
         frames[number] = prepare_frames(torch.from_numpy(frame)[None], protocol)[0].numpy()
     if len(frames) < len(wanted):
@@ -122,16 +128,19 @@ def read_piece(
     return {"clips": read}, look
 
 
-def count_clips(i: int, *, clips: ClipSet) -> tuple[dict[str, np.ndarray], int]:
-    """How many clips video i has where every one is taken, as `read_items` wants it."""
+def count_frames(i: int, *, clips: ClipSet) -> tuple[dict[str, np.ndarray], int]:
+    """How many frames video i has, as `read_items` wants it; one too short is at fault."""
     with clips.footage.open(i) as video:
-        return {}, sum(1 for _ in cut_every(video.count_frames(), clips.protocol))
+        total = video.count_frames()
+    next(cut_every(total, clips.protocol))
+    return {}, total
 
 
-def divide_clips(video: int, count: int, protocol: Protocol) -> list[Piece]:
-    """A video's clips in pieces that fit into the memory."""
+def divide_clips(video: int, total: int, protocol: Protocol) -> list[Piece]:
+    """The clips of a video of so many frames in pieces that fit into the memory."""
     step = max(1, PIECE_FRAMES // protocol.frames)
-    return [Piece(video, range(i, min(i + step, count))) for i in range(0, count, step)]
+    count = sum(1 for _ in cut_every(total, protocol))
+    return [Piece(video, range(i, min(i + step, count)), total) for i in range(0, count, step)]
 
 
 # --- features that were given ---------------------------------------------------------------------

@@ -32,7 +32,7 @@ from i3d.version import VERSION
 
 MAX_BYTES = 1 << 31  # 40 million features of one video each take 64 GB: a bound, not a store
 MAX_FILE_BYTES = 1 << 28
-_PACKAGES = ("torch", "numpy", "av", "opencv-contrib-python-headless")
+_PACKAGES = ("torch", "numpy", "av", "pillow", "simplejpeg")
 
 
 @dataclass
@@ -124,7 +124,8 @@ class FeatureCache:
         try:
             with path.open("rb") as file:
                 data = files.read_bounded(file, MAX_FILE_BYTES)
-            os.utime(path)  # the oldest go first
+            with suppress(OSError):  # it may lie on a disk that is only read
+                os.utime(path)  # the oldest go first
             return BlockRows.from_bytes(data, first, self._shape, str(path))
         except (OSError, I3DError):
             return None  # it is not there, or is damaged: it is measured again

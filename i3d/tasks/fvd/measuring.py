@@ -28,7 +28,7 @@ from i3d.tasks.fvd.clip_sets import (
     ClipSet,
     Look,
     Piece,
-    count_clips,
+    count_frames,
     divide_clips,
     read_piece,
 )
@@ -248,7 +248,7 @@ class SetMeasurer:
         if clips.protocol.clips != "every":
             return [Piece(i) for i in videos]
         pieces: list[Piece] = []
-        count = partial(count_clips, clips=clips)
+        count = partial(count_frames, clips=clips)
         for item in read_items(count, videos, workers=workers, names=clips.keys):
             if item.error is None:
                 pieces += divide_clips(item.index, item.about, clips.protocol)

@@ -5,7 +5,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,19 +17,28 @@ from i3d.errors import DatasetError, UsageError
 from i3d.metrics.blocks import BlockMoments
 from i3d.metrics.frechet import Moments
 from i3d.models.i3d import I3D
+from i3d.parallel.world import world_from_environment
 from i3d.records import differences
 from i3d.tasks.fvd.cutting import cut_every, cut_one
 from i3d.tasks.fvd.embedder import Embedder
 from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, DEFAULT_PROTOCOL
 from i3d.tasks.fvd.pixels import prepare_frames
 from i3d.tasks.fvd.protocols import Protocol, change_protocol
-from i3d.tasks.fvd.result import FewVideosWarning, Result, Tally, compute_result, make_record
+from i3d.tasks.fvd.result import (
+    Result,
+    Tally,
+    compute_result,
+    describe_tally,
+    make_record,
+    warn_of,
+)
 from i3d.tasks.fvd.sets import MeasuredSet, measure_set
 from i3d.tasks.fvd.statistics import write_statistics
 from i3d.tasks.fvd.tensors import Layout, to_frames
 from i3d.tasks.network import choose_device
-from i3d.tasks.options import ComputeOptions, Precision
+from i3d.tasks.options import ComputeOptions, Precision, check_choice
 
+COUNTS = ("videos", "found", "skipped", "left_out", "damaged", "drawn")
 STATE = "i3d_fvd"  # the one entry of `FrechetVideoDistance.state_dict`
 FRAMES_AT_ONCE = 512  # resized together
 
@@ -42,6 +51,11 @@ class _Set:
         own: features that were added batch by batch.
         others: of other processes, and of folders.
         videos: number of videos.
+        found: number of those in folders, with the ones below.
+        skipped: number that could not be used.
+        left_out: number beyond the protocol's.
+        damaged: number of which something was lost.
+        drawn: number of videos that were added batch by batch, for random clips.
         sizes: height and width of frames, each pair once.
         origins: kinds of sets.
     """
@@ -49,6 +63,11 @@ class _Set:
     own: BlockMoments
     others: list[Moments] = field(default_factory=list)
     videos: int = 0
+    found: int = 0
+    skipped: int = 0
+    left_out: int = 0
+    damaged: int = 0
+    drawn: int = 0
     sizes: set[tuple[int, int]] = field(default_factory=set)
     origins: set[str] = field(default_factory=set)
 
@@ -59,11 +78,28 @@ class _Set:
             whole.merge(other)
         return whole
 
+    def take(self, other: "_Set") -> None:
+        """Add another one's videos."""
+        self.others.append(other.total())
+        for name in set(COUNTS) - {"drawn"}:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.sizes |= other.sizes
+        self.origins |= other.origins
+
     def tally(self, clips: int) -> Tally:
         """What became of the videos: all were used."""
         origin = "+".join(sorted(self.origins)) or "array"
         sizes = tuple(sorted(self.sizes))
-        return Tally(self.videos, origin, self.videos, clips=clips, sizes=sizes)
+        return Tally(
+            self.videos,
+            origin,
+            self.videos + self.skipped + self.left_out,
+            self.skipped,
+            self.left_out,
+            self.damaged,
+            clips=clips,
+            sizes=sizes,
+        )
 
 
 class FrechetVideoDistance:
@@ -100,6 +136,8 @@ class FrechetVideoDistance:
             or curve.
         reset_real_features: whether `reset` forgets the real videos, too.
         sync_on_compute: whether `compute` and `result` are of all processes.
+        workers: processes that read the videos of `update_from`. Other than 0 they need the
+            program to begin its work below ``if __name__ == "__main__":``, as PyTorch's do.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or is no RGB network.
@@ -122,13 +160,17 @@ class FrechetVideoDistance:
         keep_features: bool = False,
         reset_real_features: bool = True,
         sync_on_compute: bool = True,
+        workers: int = 0,
     ) -> None:
+        check_choice("layout", layout, get_args(Layout))
+        if value_range is not None:
+            check_choice("value_range", value_range, get_args(ValueRange))
         self.protocol = change_protocol(protocol, changes or {})
         self.layout, self.value_range = layout, value_range
         self.device = torch.device(choose_device(device))
         self.keep_features, self.reset_real_features = keep_features, reset_real_features
         self.sync_on_compute = sync_on_compute
-        self._options = ComputeOptions(precision, batch_size, device=device)
+        self._options = ComputeOptions(precision, batch_size, workers, device=device)
         self._checkpoint = checkpoint
         self.network = Embedder(checkpoint, self.protocol, self._options, device=str(self.device))
         self._sets = {real: self._empty() for real in (True, False)}
@@ -170,7 +212,7 @@ class FrechetVideoDistance:
                     cuts = list(cut_every(length, self.protocol))
                 else:
                     cuts = [cut_one(f"[{first + i}]", lambda: length, self.protocol)]
-                if max(cuts[0]) >= length:  # the first clip's length was not asked for
+                if self.protocol.short == "refuse" and length < self.protocol.frames_needed:
                     cuts = list(cut_every(length, self.protocol))
             except DatasetError as error:
                 raise DatasetError(f"videos[{i}]: {error}") from None
@@ -193,7 +235,8 @@ class FrechetVideoDistance:
         """
         side = self._own(real)
         frames = to_frames(videos, self.layout, self.value_range)
-        side.own.append(self._embed(frames, first=side.videos))
+        side.own.append(self._embed(frames, first=side.drawn))
+        side.drawn += len(frames)
         side.videos += len(frames)
         side.sizes.add((frames.shape[2], frames.shape[3]))
         side.origins.add("array")
@@ -228,7 +271,8 @@ class FrechetVideoDistance:
             UsageError: saved statistics that were made otherwise, or features of unknown origin.
         """
         side = self._own(real)
-        if dist.is_available() and dist.is_initialized() and dist.get_rank():
+        launched = world_from_environment().rank  # the process group may be made later
+        if dist.get_rank() if dist.is_available() and dist.is_initialized() else launched:
             return
         measured: MeasuredSet = measure_set(
             location,
@@ -239,13 +283,22 @@ class FrechetVideoDistance:
             keep=self.keep_features,
         )
         side.others.append(measured.moments[0])
-        side.videos += measured.tally.used
-        side.sizes |= set(measured.tally.sizes)
-        side.origins.add(measured.tally.origin)
+        tally = measured.tally
+        side.videos += tally.used
+        side.found += tally.found
+        side.skipped += tally.skipped
+        side.left_out += tally.left_out
+        side.damaged += tally.damaged
+        side.sizes |= set(tally.sizes)
+        side.origins.add(tally.origin)
+        if tally.skipped:
+            warnings.warn(describe_tally("real" if real else "fake", tally), stacklevel=2)
 
     def _own(self, real: bool) -> _Set:
         if self._local is not None:
             raise UsageError("the metric holds the videos of all processes; call unsync() first")
+        if not isinstance(real, bool | np.bool_):
+            raise UsageError(f"real={real!r}: it must be True or False")
         return self._sets[bool(real)]
 
     def reset(self) -> None:
@@ -265,11 +318,7 @@ class FrechetVideoDistance:
         """
         sets = self._read_state(other.state() if isinstance(other, FrechetVideoDistance) else other)
         for real, theirs in sets.items():
-            side = self._own(real)
-            side.others.append(theirs.total())
-            side.videos += theirs.videos
-            side.sizes |= theirs.sizes
-            side.origins |= theirs.origins
+            self._own(real).take(theirs)
 
     def sync(self, group: "dist.ProcessGroup | None" = None) -> None:
         """Gather the videos of all processes of a group on each of them, until `unsync`.
@@ -288,11 +337,7 @@ class FrechetVideoDistance:
         whole = {real: self._empty() for real in (True, False)}
         for state in states:  # in the order of the ranks, on every one
             for real, theirs in self._read_state(state).items():
-                side = whole[real]
-                side.others.append(theirs.total())
-                side.videos += theirs.videos
-                side.sizes |= theirs.sizes
-                side.origins |= theirs.origins
+                whole[real].take(theirs)
         self._local, self._sets = self._sets, whole
 
     def unsync(self) -> None:
@@ -307,8 +352,8 @@ class FrechetVideoDistance:
         for real, side in self._sets.items():
             name = "real" if real else "fake"
             about["sets"][name] = {
-                "videos": side.videos,
                 "others": len(side.others),
+                "counts": [getattr(side, name) for name in COUNTS],
                 "sizes": sorted(side.sizes),
                 "origins": sorted(side.origins),
             }
@@ -334,8 +379,10 @@ class FrechetVideoDistance:
         """
         if STATE not in state_dict:
             raise UsageError(f"this state dict has no {STATE!r}; it is another metric's")
-        self._local = None
-        self._sets = self._read_state(state_dict[STATE].cpu().numpy().tobytes())
+        state = state_dict[STATE]
+        if not isinstance(state, torch.Tensor):
+            raise UsageError(f"{STATE!r} is {type(state).__name__}, and no tensor of a state")
+        self._sets, self._local = self._read_state(state.cpu().numpy().tobytes()), None
 
     def _read_state(self, data: bytes) -> dict[bool, _Set]:
         try:
@@ -361,7 +408,8 @@ class FrechetVideoDistance:
             )
             others = [Moments.from_arrays(part, keep=self.keep_features) for part in parts.values()]
             sizes = {(int(h), int(w)) for h, w in what["sizes"]}
-            read[real] = _Set(own, others, what["videos"], sizes, set(what["origins"]))
+            counts = dict(zip(COUNTS, what["counts"], strict=True))
+            read[real] = _Set(own, others, **counts, sizes=sizes, origins=set(what["origins"]))
         return read
 
     @property
@@ -411,8 +459,7 @@ class FrechetVideoDistance:
         finally:
             if syncs:
                 self.unsync()
-        if result.warning is not None:
-            warnings.warn(FewVideosWarning(result.warning), stacklevel=3)
+        warn_of(result, stacklevel=4)
         return result
 
     def save_statistics(self, location: files.Location, real: bool = True) -> None:

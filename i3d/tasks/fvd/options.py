@@ -63,18 +63,25 @@ class Changes:
         None, "Resize every video to N x N first.", metavar="N", default_is="as they are"
     )
     frames: int | None = option(None, "Frames of each clip.", default_is="the protocol's")
-    clips: Clips | None = option(None, "Which clips of a video.", default_is="first")
+    clips: Clips | None = option(None, "Which clips of a video.", default_is="the protocol's")
     videos: int | None = option(
         None, "Videos of each set.", default_is="the protocol's", heading=HEADING
     )
-    seed: int | None = option(None, "Of random clips.", default_is="0", heading=HEADING)
+    seed: int | None = option(
+        None, "Of random clips.", default_is="the protocol's", heading=HEADING
+    )
     short: Short | None = option(
-        None, "What is done with a video of too few frames.", default_is="refuse", heading=HEADING
+        None,
+        "What is done with a video of too few frames.",
+        default_is="the protocol's",
+        heading=HEADING,
     )
     context: int | None = option(
         None, "Frames that a predicting model was given.", default_is="0", heading=HEADING
     )
-    stride: int | None = option(None, "Take every so many frames.", default_is="1", heading=HEADING)
+    stride: int | None = option(
+        None, "Take every so many frames.", default_is="the protocol's", heading=HEADING
+    )
     context_frames: ContextFrames | None = option(
         None, "Whether the frames of --context are in the clips.", heading=HEADING
     )

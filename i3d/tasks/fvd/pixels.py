@@ -109,7 +109,7 @@ def _resize_area(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def _resize_lanczos(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Pillow's, on the CPU: fixed-point weights, rows first, 8 bits in between; uint8.
 
-    Pillow 13.0 begins with the columns for some sizes, which moves values by 1; the sources were
+    Pillow 13.0 begins with the columns for some sizes, which moves values; the sources were
     written, and their numbers measured, with versions that did not: so one axis at a time.
     """
     if frames.dtype != torch.uint8:

@@ -133,6 +133,10 @@ class Protocol:
         check_choice("resize", self.resize, get_args(Resize))
         check_choice("fit", self.fit, get_args(Fit))
         check_choice("divisor", self.divisor, get_args(Divisor))
+        for name in ("frames", "stride", "size", "seed", "context", "resolution", "videos"):
+            value = getattr(self, name)
+            if value is not None and type(value) is not int:
+                raise UsageError(f"{name} {value!r}: it must be a whole number")
         if not 0 < self.bn_eps < 1:
             raise UsageError(f"bn_eps {self.bn_eps}: it must lie between 0 and 1, as 1e-3 does")
         if not MIN_FRAMES <= self.frames <= MAX_FRAMES:
@@ -295,6 +299,15 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+_NEEDED = {  # a setting that has no effect, and what would give it one
+    "filter": "a resolution",
+    "crop": "a resolution",
+    "seed": "random clips",
+    "context_frames": "a context",
+    "whole_strides": "a stride",
+}
+
+
 def change_protocol(protocol: str | Protocol, changes: Mapping[str, Any]) -> Protocol:
     """A protocol with some settings replaced; it keeps its name, and `Protocol.changes` tells.
 
@@ -303,7 +316,13 @@ def change_protocol(protocol: str | Protocol, changes: Mapping[str, Any]) -> Pro
     """
     base = find_protocol(protocol) if isinstance(protocol, str) else protocol
     find_protocol(base.name)
+    known = {f.name for f in fields(Protocol)} - {"name", "source", "weights"}
+    if unknown := sorted(set(changes) - known):
+        raise UsageError(f"no protocol has a setting {unknown[0]!r}: {', '.join(sorted(known))}")
     changed = replace(base, **changes)
+    for setting, needed in _NEEDED.items():
+        if setting in changes and setting not in changed.settings:
+            raise UsageError(f"{setting} {changes[setting]}: it says nothing without {needed}")
     if changed.name == "prediction" and not changed.context:
         raise UsageError("protocol prediction: say with --context how many frames were given")
     return changed

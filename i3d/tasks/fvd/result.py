@@ -5,6 +5,7 @@ videos, so it never travels without them: `Result.line` is enough to repeat it.
 """
 
 import shlex
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from i3d.data.shards import Failure
 from i3d.errors import DatasetError, UsageError
 from i3d.metrics.frechet import FEW, Moments, distance
 from i3d.tasks.fvd.analysis import Analysis, LengthPoint, analyse
-from i3d.tasks.fvd.protocols import SCALE, Protocol, find_protocol
+from i3d.tasks.fvd.protocols import MAX_SIZE, SCALE, Protocol, find_protocol
 from i3d.tasks.fvd.statistics import Record, WeightsRecord
 from i3d.version import VERSION
 
@@ -23,6 +24,10 @@ REASONS_SHOWN = 3  # of skipped videos, and of damaged ones
 
 class FewVideosWarning(UserWarning):
     """A distance of so few videos that it is mostly bias and noise."""
+
+
+class FrameSizeWarning(UserWarning):
+    """A distance of sets whose frames differ in size, which it measures, too."""
 
 
 class Damaged(NamedTuple):
@@ -117,6 +122,9 @@ class Result:
         if self.weights.released != self.protocol.weights:
             parts.insert(0, self.weights.words)
         number = find_protocol(self.protocol.name).videos
+        if self.protocol.videos != number:
+            parts.append(f"videos={self.protocol.videos}")
+            number = None
         if number is not None and (self.real.used, self.fake.used) != (number, number):
             parts.append(f"{self.real.used}+{self.fake.used} videos")
         if self.precision != "fp32":
@@ -171,7 +179,7 @@ class Result:
             return None
         if one == other:
             return None
-        small = min(min(size) for size in one + other)
+        small = min(MAX_SIZE, *(min(size) for size in one + other))
         return (
             f"REAL has frames of {_say_sizes(one)}, FAKE of {_say_sizes(other)}: the distance "
             f"measures that, too; --resolution {small} makes both of one size first"
@@ -231,6 +239,14 @@ def _say_sizes(sizes: Sequence[tuple[int, int]]) -> str:
     return " and ".join(words) if len(words) < 3 else f"{words[0]} to {words[-1]}"
 
 
+def warn_of(result: Result, *, stacklevel: int) -> None:
+    """Python's warnings of what is to be said of a result."""
+    if result.size_warning is not None:
+        warnings.warn(FrameSizeWarning(result.size_warning), stacklevel=stacklevel)
+    if result.warning is not None:
+        warnings.warn(FewVideosWarning(result.warning), stacklevel=stacklevel)
+
+
 def describe_tally(side: str, videos: Tally) -> str:
     """What became of a set's videos, with the first reasons."""
     text = (
@@ -288,6 +304,12 @@ def compute_result(
         raise UsageError(
             f"real has features of {one.dimensions} dimensions, fake of {other.dimensions}"
         )
+    several = any(v.clips not in (None, v.used) for v in tallies)
+    if interval and several:
+        raise UsageError(
+            "an interval takes clips as independent, and those of one video are not: leave "
+            "--interval or --clips every out"
+        )
     analysis = analyse(
         one,
         other,
@@ -295,7 +317,7 @@ def compute_result(
         kvd=kvd,
         points=points,
         precision_recall=precision_recall,
-        interval=interval or min(one.count, other.count) < FEW,
+        interval=interval or (min(one.count, other.count) < FEW and not several),
         per_class=per_class,
         extremes=extremes,
         keys=keys,

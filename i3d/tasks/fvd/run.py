@@ -1,7 +1,6 @@
 """``i3d fvd``: how far a set of generated videos is from a set of real ones."""
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from i3d.parallel.world import World
 from i3d.report.plot import check_folder, check_plot
 from i3d.tasks.fvd.analysis import LengthPoint
 from i3d.tasks.fvd.citations import Citation, ProtocolTable
+from i3d.tasks.fvd.cutting import cut_one
 from i3d.tasks.fvd.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_PROTOCOL,
@@ -29,12 +29,12 @@ from i3d.tasks.fvd.options import (
 from i3d.tasks.fvd.page import EXTREMES_SHOWN, STRIP_FRAMES, write_page
 from i3d.tasks.fvd.protocols import Protocol, change_protocol
 from i3d.tasks.fvd.result import (
-    FewVideosWarning,
     Result,
     Tally,
     compute_result,
     describe_tally,
     make_record,
+    warn_of,
 )
 from i3d.tasks.fvd.sets import Measured, MeasuredSet, measure_sets
 from i3d.tasks.fvd.statistics import Record, check_name, write_statistics
@@ -90,11 +90,11 @@ def fvd(
         I3DError: the storage fails, a worker dies, or another process does.
     """
     if save_statistics is not None:
-        check_name(save_statistics)
+        _check_output(save_statistics, real, fake)
     if page is not None:
         if not os.fspath(page).endswith(".html"):
             raise UsageError(f"{page}: a report is a page; end its name in .html")
-        check_folder(page)
+        _check_output(page, real, fake)
     lengths = beside.lengths
     with measure_sets(
         {REAL: real, FAKE: fake},
@@ -118,10 +118,27 @@ def fvd(
         if page is not None:
             shown = _thumbnails(measured, result)
             write_page(result, page, thumbnails=shown[FAKE], real_thumbnails=shown[REAL])
-    for text in (result.size_warning, result.warning):
-        if text is not None and not progress:
-            warnings.warn(FewVideosWarning(text), stacklevel=2)
+    if not progress:
+        warn_of(result, stacklevel=3)
     return result
+
+
+def _check_output(output: files.Location, *sets: files.Location) -> None:
+    """Refuse before the work what cannot be written, or would be written over a set.
+
+    Raises:
+        UsageError: names the file.
+    """
+    check_folder(output)
+    if str(output).endswith(".npz"):
+        check_name(output)
+    path = files.local_path(output)
+    for location in sets:
+        source = files.local_path(location)
+        if path is None or source is None or not (path.exists() and source.exists()):
+            continue
+        if path.samefile(source):
+            raise UsageError(f"{output}: that is one of the sets; give another name")
 
 
 def _compute(
@@ -173,13 +190,13 @@ def _thumbnails(measured: Measured, result: Result) -> dict[str, dict[str, np.nd
 
 
 def _read_some(side: MeasuredSet, video: int) -> np.ndarray | None:
-    """Frames from the beginning to the end of a clip's length: uint8; None where they fail."""
+    """Frames from the beginning to the end of a video's (first) clip; None where they fail."""
     assert side.clips is not None
-    protocol = side.clips.protocol
-    last = protocol.start + protocol.span - 1
-    numbers = np.linspace(protocol.start, last, STRIP_FRAMES).round().astype(int).tolist()
     try:
         with side.clips.footage.open(video) as opened:
+            cut = cut_one(side.clips.keys[video], opened.count_frames, side.clips.protocol)
+            places = np.linspace(0, len(cut) - 1, STRIP_FRAMES).round().astype(int)
+            numbers = sorted(cut[place] for place in places)
             frames = list(opened.read(numbers))
     except I3DError:
         return None  # the page does without
@@ -236,7 +253,7 @@ def save_set(
     progress: bool = False,
 ) -> Saved | None:
     """Write one set's statistics, to be compared later; arguments and errors as of `fvd`."""
-    check_name(output)
+    _check_output(output, videos)
     with measure_sets(
         {REAL: videos},
         checkpoint=checkpoint,
@@ -305,6 +322,9 @@ def run_fvd(
         return outputs.exit_code(range(saved.tally.skipped))
     if plot is not None:
         check_plot(plot, suffix="png")
+    for output in (outputs.output, plot):
+        if output is not None:
+            _check_output(output, real, fake)
     result = fvd(
         real,
         fake,

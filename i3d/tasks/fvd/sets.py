@@ -149,6 +149,7 @@ def measure_sets(
                 checkpoint, used, options, device=device, lengths=lengths, progress=progress
             )
         weights, precision = _agree(sides, used, embedder, options)
+        _check_given(sides, changes, keep=keep)
         gathered: list[dict[str, SetRows]] = []
         with connect(world) as group, terminated_cleanly():
             if embedder is not None:
@@ -182,6 +183,7 @@ def measure_set(
     """
     with ExitStack() as stack:
         side = _open("videos", videos, footage, stack)
+        check_options([side.contents], footage)
         if side.features is not None:
             raise UsageError(
                 f"{side.contents.where} holds features of an unknown network; add them with "
@@ -196,6 +198,23 @@ def measure_set(
         job.run(options, device, progress=False)
         drop_oldest()
         return _collect(side, clips, [job.sets], keep)
+
+
+def _check_given(sides: Sequence[_Side], changes: Mapping[str, Any], *, keep: bool) -> None:
+    """Refuse before the work what features and statistics cannot give.
+
+    Raises:
+        UsageError: names the set.
+    """
+    for side in sides:
+        where = side.contents.where
+        if side.features is not None and (moot := sorted(set(changes) - {"divisor"})):
+            raise UsageError(f"{where} holds features, for which {moot[0]} says nothing")
+        if keep and side.moments is not None and side.moments.rows is None:
+            raise UsageError(
+                f"{where} holds the sums of many videos; these need the features of every video: "
+                "kernel distance, precision and recall, classes, plots and reports"
+            )
 
 
 def _check_lengths(lengths: Sequence[int], protocol: Protocol, sides: Sequence[_Side]) -> None:

@@ -83,7 +83,8 @@ def _as_tensor(videos: "np.ndarray | torch.Tensor") -> torch.Tensor:
 def _scale(frames: torch.Tensor, value_range: ValueRange) -> torch.Tensor:
     """To float32 in 0..255; what rounding put beyond the ends is cut off."""
     low, high = BOUNDS[value_range]
-    frames = frames.float()
+    if frames.dtype != torch.float64:  # as of arrays in files
+        frames = frames.float()
     slack = TOLERANCE * (high - low)
     good = (frames >= low - slack) & (frames <= high + slack)  # NaN is neither
     if not bool(good.all()):
@@ -95,8 +96,10 @@ def _scale(frames: torch.Tensor, value_range: ValueRange) -> torch.Tensor:
         )
     frames = frames.clamp(low, high)
     if value_range == "-1..1":
-        return (frames + 1) * 127.5
-    return frames * 255 if value_range == "0..1" else frames
+        frames = (frames + 1) * 127.5
+    elif value_range == "0..1":
+        frames = frames * 255
+    return frames.float()
 
 
 def _spoken() -> str:

@@ -102,7 +102,7 @@ def test_a_sentence_for_a_paper(run):
     assert code == 0
     flat = " ".join(out.split())
     value = out.split()[1]
-    assert f"FVD is {float(value):.4g} between 6 real and 6 generated videos" in flat
+    assert f"FVD is {value} between 6 real and 6 generated videos" in flat
     assert "the first clip of 9 frames of each video, frames resized to 32 x 32 first" in flat
     assert "changed in resolution=32, frames=9" in flat
     code, out, _ = run("--cite", "--frames", "9", "--resolution", "32", "--json")
@@ -151,12 +151,50 @@ def test_shorter_clips_are_those_of_their_own_runs(run):
         (["--context", "16"], "context 16: all 16 frames of a clip would be given ones"),
         (["--report", "page.txt"], "a report is a page; end its name in .html"),
         (["--resolution", "0"], "resolution 0: it must be 1 to 1024 pixels"),
+        (["--filter", "area"], "filter area: it says nothing without a resolution"),
+        (["--seed", "3"], "seed 3: it says nothing without random clips"),
+        (["--context-frames", "dropped"], "it says nothing without a context"),
+        (["--clips", "every", "--frames", "9", "--interval"], "those of one video are not: leave"),
     ],
 )
 def test_mistakes(run, arguments, message):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_no_set_is_written_over(run, call, tmp_path, checkpoint):
+    rng = np.random.default_rng(0)
+    for name in ("real", "fake"):
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=(20, 5)))
+    before = (tmp_path / "real.npy").read_bytes()
+    given = tmp_path / "real.npy", tmp_path / "fake.npy"
+    for option in ("--output", "--report"):
+        code, _, err = call(*given, option, given[0])
+        assert code == 2 and ("one of the sets" in err or ".html" in err)
+    assert (tmp_path / "real.npy").read_bytes() == before
+
+
+def test_features_and_statistics_say_at_once_what_they_cannot_give(call, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("real", "fake"):
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=(20, 5)))
+    given = tmp_path / "real.npy", tmp_path / "fake.npy"
+    code, _, err = call(*given, "--frames", "32")
+    assert code == 2 and "holds features, for which frames says nothing" in err
+    code, _, err = call(*given, "--sweep", "9")
+    assert code == 2 and "holds no videos, which --sweep needs" in err
+    code, _, err = call("", given[1])
+    assert code == 2 and "'' names no set" in err
+
+
+def test_videos_that_lack_a_whole_stride_are_left_out(run):
+    """Of 20 to 23 frames: 11 at stride 2 take 21, and StyleGAN-V wants 22."""
+    _, out, _ = run("--protocol", "stylegan-v", "--frames", "11", "--stride", "2", "--json")
+    report = json.loads(out)
+    assert (report["real"]["used"], report["real"]["skipped"]) == (2, 4)  # 22 and 23 frames
+    _, out, _ = run("--frames", "11", "--stride", "2", "--json")
+    assert json.loads(out)["real"]["used"] == 4  # from 21 on
 
 
 def test_other_numbers(run):

@@ -17,6 +17,7 @@ from i3d.errors import DatasetError, UsageError
 from i3d.models.i3d import Unit3D
 from i3d.tasks.fvd import feature_cache
 from i3d.tasks.fvd.protocols import change_protocol
+from i3d.tasks.fvd.result import FrameSizeWarning
 from i3d.tasks.fvd.run import fvd
 from i3d.tasks.options import ComputeOptions
 
@@ -221,6 +222,93 @@ def test_a_reference_set_is_measured_once(checkpoint, tmp_path, monkeypatch):
     changed.update_from(tmp_path / "real.npy")
     changed.update(videos(5, 2), real=False)
     assert changed.compute() != direct.compute()
+
+
+def test_a_folders_failures_are_counted(checkpoint, tmp_path):
+    for i, frames in enumerate((9, 9, 5, 9)):
+        np.save(tmp_path / f"{i}.npy", videos(1, i)[0, :frames])
+    metric = metric_of(checkpoint)
+    with pytest.warns(UserWarning, match="real: 4 found = 3 used \\+ 1 skipped"):
+        metric.update_from(tmp_path)
+    other = metric_of(checkpoint)
+    other.load_state_dict(metric.state_dict())
+    other.update(videos(3, 9), real=False)
+    real = other.result().real
+    assert (real.found, real.used, real.skipped) == (4, 3, 1)
+
+
+def test_sets_of_other_sizes_are_warned_of(checkpoint):
+    metric = metric_of(checkpoint)
+    metric.update(videos(3, 1))
+    metric.update(videos(3, 2)[:, :, :10], real=False)
+    with pytest.warns(FrameSizeWarning, match="REAL has frames of 24x20, FAKE of 24x10"):
+        metric.compute()
+
+
+def test_whole_strides_of_tensors(checkpoint):
+    metric = metric_of(checkpoint, changes={"stride": 2, "whole_strides": True})
+    given = np.concatenate([videos(2, 1), videos(2, 2)], axis=1)
+    assert metric.features(given).shape == (2, 5)  # 18 frames
+    with pytest.raises(DatasetError, match="17 frames; 9 frames at stride 2 need 18"):
+        metric.features(given[:, :17])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"changes": {"frame": 16}}, "no protocol has a setting 'frame': bn_eps, clips"),
+        ({"changes": {"frames": "16"}}, "frames '16': it must be a whole number"),
+        ({"changes": {"frames": 9.5}}, "frames 9.5: it must be a whole number"),
+        ({"changes": {"crop": "square"}}, "crop square: it says nothing without a resolution"),
+        ({"layout": "TCHW"}, "layout 'TCHW': it must be"),
+        ({"value_range": "0-1"}, "value_range '0-1': it must be"),
+    ],
+)
+def test_options_without_meaning(checkpoint, options, message):
+    with pytest.raises(UsageError, match=message):
+        metric_of(checkpoint, **options)
+
+
+def test_a_state_that_cannot_be_read_changes_nothing(checkpoint):
+    metric = metric_of(checkpoint)
+    metric.update(videos(3, 1))
+    before = metric.state()
+    for state in ({"i3d_fvd": 3}, {"i3d_fvd": torch.zeros(9, dtype=torch.uint8)}):
+        with pytest.raises(UsageError):
+            metric.load_state_dict(state)
+    with pytest.raises(UsageError, match="real='fake': it must be True or False"):
+        metric.update(videos(3, 1), real="fake")
+    assert metric.state() == before
+
+
+def test_random_clips_go_by_the_number_in_the_set(checkpoint):
+    """Whatever was added from elsewhere before, and in whichever batches."""
+    given = np.concatenate([videos(6, i) for i in range(4)], axis=1)
+    one = metric_of(checkpoint, changes={"clips": "random"})
+    one.update(given)
+    other = metric_of(checkpoint, changes={"clips": "random"})
+    other.merge(one)
+    other.update(given[:2])
+    other.update(given[2:])
+    rows = other._sets[True].own.total().rows
+    np.testing.assert_array_equal(rows, one._sets[True].own.total().rows)
+
+
+def test_a_script_needs_no_guard(checkpoint, tmp_path):
+    """Unless it asks for workers, which import it again."""
+    np.save(tmp_path / "real.npy", videos(5, 1))
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import i3d, numpy\n"
+        "changes = {'size': 32, 'frames': 9}\n"
+        f"metric = i3d.FrechetVideoDistance({str(checkpoint)!r}, changes=changes)\n"
+        f"metric.update_from({str(tmp_path / 'real.npy')!r})\n"
+        f"metric.update(numpy.load({str(tmp_path / 'real.npy')!r})[:3], real=False)\n"
+        "print(metric.compute())\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0
 
 
 TWO_RANKS = """
