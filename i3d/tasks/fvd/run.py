@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from i3d import files
-from i3d.console import say_written, show
+from i3d.console import say, say_written, show
 from i3d.data.footage.options import FootageOptions
 from i3d.errors import I3DError, UsageError
 from i3d.metrics.frechet import distance
@@ -336,6 +336,12 @@ def run_fvd(
     )
     if result is None:
         return 0
+    sides = result.real, result.fake
+    if resumed := sum(side.resumed for side in sides):
+        say(
+            f"{resumed} of {sum(side.used + side.skipped for side in sides)} videos were measured "
+            "before; --no-cache measures them again"
+        )
     shown = Citation(result.protocol, result) if outputs.cite else result
     show(shown, as_json=outputs.as_json, output=outputs.output)
     if plot is not None:

@@ -227,6 +227,15 @@ def test_every_clip_and_short_videos(run):
         assert f"short={rule}" in report["name"] and report["real"]["used"] == 6
 
 
+def test_what_was_measured_before_is_said(run):
+    first = run("--frames", "9")
+    again = run("--frames", "9")
+    assert again[1] == first[1]
+    assert "measured before" not in first[2]
+    assert "12 of 12 videos were measured before; --no-cache measures them again" in again[2]
+    assert "measured before" not in run("--frames", "9", "--no-cache")[2]
+
+
 def test_given_frames_count_or_not(run):
     counted = run("--protocol", "prediction", "--context", "2", "--frames", "9", "--json")[1]
     dropped = run(
