@@ -908,12 +908,15 @@ def test_real_clips_in_float64(bundle_folder, tmp_path):
     sets = np.array(cut[::2]), np.array(cut[1::2])
     for name, array in zip(("real", "fake"), sets, strict=True):
         np.save(tmp_path / f"{name}.npy", array)
-    for protocol in PROTOCOLS:
+    for protocol in PROTOCOLS.values():
+        if protocol.frames_needed > 16:  # as the windows have
+            continue
         result = fvd(
             tmp_path / "real.npy",
             tmp_path / "fake.npy",
             checkpoint=checkpoint,
-            protocol=protocol,
+            protocol=protocol.name,
+            changes={"context": 2} if protocol.name == "prediction" else {},
             options=FAST,
         )
         value, _, settings = parse(result.line)
