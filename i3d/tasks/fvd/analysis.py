@@ -28,6 +28,7 @@ from i3d.metrics.frechet import (
     kernel_distance,
 )
 from i3d.metrics.manifold import PrecisionRecall, nearest_rows
+from i3d.tasks.fvd.options import Beside
 
 CLASSES_SHOWN = 10  # on the terminal, of the most distant
 VIDEOS_SHOWN = 3  # on the terminal, of the nearest and of the farthest
@@ -166,13 +167,10 @@ class Analysis:
 def analyse(
     real: Moments,
     fake: Moments,
+    beside: Beside = Beside(),
     *,
     unbiased: bool = True,
-    kvd: bool = False,
     points: bool = False,
-    precision_recall: bool = False,
-    interval: bool = False,
-    per_class: bool = False,
     extremes: int = 0,
     keys: tuple[Sequence[str], Sequence[str]] | None = None,
     lengths: Sequence[LengthPoint] = (),
@@ -180,14 +178,12 @@ def analyse(
     """Compute what is asked for.
 
     Args:
-        real: features of the real videos; their rows were kept if more than ``interval`` is asked.
+        real: features of the real videos; their rows were kept if more than an interval is asked.
         fake: those of the fake ones.
+        beside: what is asked for; of its sweep the ``lengths`` are what was measured. An interval
+            is by bootstrap, from the set or sets whose rows were kept.
         unbiased: whether covariances are divided by N - 1, else by N.
-        kvd: the kernel distance.
         points: the distance over the number of videos.
-        precision_recall: both, by `i3d.metrics.manifold`.
-        interval: by bootstrap, from the set or sets whose rows were kept.
-        per_class: the distance of every class.
         extremes: how many of the nearest and how many of the farthest fake videos; at most half of
             all, so that none is both.
         keys: of the real and of the fake videos, one a row of their features. Their first part is
@@ -199,15 +195,15 @@ def analyse(
         I3DError: features of which there is no such number, such as too few.
     """
     asked = {
-        "kernel distance": kvd,
+        "kernel distance": beside.kvd,
         "curve": points,
-        "precision and recall": precision_recall,
-        "distances of classes": per_class,
+        "precision and recall": beside.precision_recall,
+        "distances of classes": beside.per_class,
         "nearest and farthest videos": extremes > 0,
     }
     x, y = real.rows, fake.rows
     missing = [name for name, wanted in asked.items() if wanted and (x is None or y is None)]
-    if interval and x is None and y is None:
+    if beside.interval and x is None and y is None:
         missing.append("interval")
     if missing:
         raise UsageError(
@@ -215,19 +211,19 @@ def analyse(
             "them of small sets alone, FrechetVideoDistance with keep_features=True of all"
         )
     found: dict[str, Any] = {"lengths": tuple(lengths)}
-    if interval:
+    if beside.interval:
         found["interval"] = bootstrap(real, fake, unbiased=unbiased)
     if x is None or y is None or not any(asked.values()):
         return Analysis(**found)
     if keys is not None:
         assert [len(side) for side in keys] == [len(x), len(y)], "one key a row"
-    if kvd:
+    if beside.kvd:
         found["kvd"] = kernel_distance(x, y)
-    if precision_recall:
+    if beside.precision_recall:
         found["precision_recall"] = manifold.precision_recall(x, y)
     if points:
         found["points"] = curve(x, y, unbiased=unbiased)
-    if per_class:
+    if beside.per_class:
         found["classes"] = class_distances(x, y, *_classes(keys), unbiased=unbiased)
     if extremes > 0:
         found["nearest"], found["farthest"] = _extremes(x, y, keys, extremes)

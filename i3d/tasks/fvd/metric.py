@@ -21,7 +21,7 @@ from i3d.parallel.world import world_from_environment
 from i3d.records import differences
 from i3d.tasks.fvd.cutting import cut_every, cut_one
 from i3d.tasks.fvd.embedder import Embedder
-from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, DEFAULT_PROTOCOL
+from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, DEFAULT_PROTOCOL, Beside
 from i3d.tasks.fvd.pixels import prepare_frames
 from i3d.tasks.fvd.protocols import Protocol, change_protocol
 from i3d.tasks.fvd.result import (
@@ -208,12 +208,10 @@ class FrechetVideoDistance:
         length = videos.shape[1]
         for i, video in enumerate(videos):
             try:
-                if self.protocol.clips == "every":
+                if self.protocol.clips == "every" or length < self.protocol.frames_needed:
                     cuts = list(cut_every(length, self.protocol))
                 else:
                     cuts = [cut_one(f"[{first + i}]", lambda: length, self.protocol)]
-                if self.protocol.short == "refuse" and length < self.protocol.frames_needed:
-                    cuts = list(cut_every(length, self.protocol))
             except DatasetError as error:
                 raise DatasetError(f"videos[{i}]: {error}") from None
             for numbers in cuts:
@@ -453,7 +451,7 @@ class FrechetVideoDistance:
                 self.protocol,
                 network.weights,
                 network.precision,
-                kvd=kvd,
+                Beside(kvd=kvd),
                 points=curve,
             )
         finally:

@@ -149,8 +149,8 @@ class Beside:
 
     @property
     def needs_rows(self) -> bool:
-        """Whether the features of every video are needed."""
-        return self.kvd or self.precision_recall or self.interval or self.per_class
+        """Whether the features of every video of both sets are needed."""
+        return self.kvd or self.precision_recall or self.per_class
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ videos, so it never travels without them: `Result.line` is enough to repeat it.
 import shlex
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from i3d.data.shards import Failure
 from i3d.errors import DatasetError, UsageError
 from i3d.metrics.frechet import FEW, Moments, distance
 from i3d.tasks.fvd.analysis import Analysis, LengthPoint, analyse
+from i3d.tasks.fvd.options import Beside
 from i3d.tasks.fvd.protocols import MAX_SIZE, SCALE, Protocol, find_protocol
 from i3d.tasks.fvd.statistics import Record, WeightsRecord
 from i3d.version import VERSION
@@ -276,12 +277,9 @@ def compute_result(
     protocol: Protocol,
     weights: WeightsRecord | None,
     precision: str,
+    beside: Beside = Beside(),
     *,
-    kvd: bool = False,
     points: bool = False,
-    precision_recall: bool = False,
-    interval: bool = False,
-    per_class: bool = False,
     extremes: int = 0,
     keys: tuple[Sequence[str], Sequence[str]] | None = None,
     lengths: Sequence[LengthPoint] = (),
@@ -305,20 +303,18 @@ def compute_result(
             f"real has features of {one.dimensions} dimensions, fake of {other.dimensions}"
         )
     several = any(v.clips not in (None, v.used) for v in tallies)
-    if interval and several:
+    if beside.interval and several:
         raise UsageError(
             "an interval takes clips as independent, and those of one video are not: leave "
             "--interval or --clips every out"
         )
+    few = min(one.count, other.count) < FEW and not several
     analysis = analyse(
         one,
         other,
+        replace(beside, interval=beside.interval or few),
         unbiased=protocol.unbiased,
-        kvd=kvd,
         points=points,
-        precision_recall=precision_recall,
-        interval=interval or (min(one.count, other.count) < FEW and not several),
-        per_class=per_class,
         extremes=extremes,
         keys=keys,
         lengths=lengths,

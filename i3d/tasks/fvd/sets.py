@@ -105,7 +105,8 @@ def measure_sets(
     options: ComputeOptions,
     lengths: Sequence[int] = (),
     save: bool = False,
-    keep: bool,
+    keep: bool = False,
+    keep_all: bool = False,
     cache: bool,
     world: World | None,
     progress: bool,
@@ -121,11 +122,13 @@ def measure_sets(
         options: how to compute.
         lengths: of further clips, the first frames of each, that are measured too.
         save: whether the first set's statistics will be saved, which only videos have.
-        keep: whether every row is kept.
+        keep: whether every row is kept, of sets that have rows.
+        keep_all: the same, and a set without rows is refused.
         cache: whether features are taken from the cache folder and kept in it.
         world: this process's part of the work; None: from the launcher's environment.
         progress: draw a progress bar on process 0.
     """
+    keep = keep or keep_all
     world = world_from_environment() if world is None else world
     progress = progress and world.first
     device = choose_device(options.device, world)
@@ -149,7 +152,7 @@ def measure_sets(
                 checkpoint, used, options, device=device, lengths=lengths, progress=progress
             )
         weights, precision = _agree(sides, used, embedder, options)
-        _check_given(sides, changes, keep=keep)
+        _check_given(sides, changes, keep_all=keep_all)
         gathered: list[dict[str, SetRows]] = []
         with connect(world) as group, terminated_cleanly():
             if embedder is not None:
@@ -200,7 +203,7 @@ def measure_set(
         return _collect(side, clips, [job.sets], keep)
 
 
-def _check_given(sides: Sequence[_Side], changes: Mapping[str, Any], *, keep: bool) -> None:
+def _check_given(sides: Sequence[_Side], changes: Mapping[str, Any], *, keep_all: bool) -> None:
     """Refuse before the work what features and statistics cannot give.
 
     Raises:
@@ -210,7 +213,7 @@ def _check_given(sides: Sequence[_Side], changes: Mapping[str, Any], *, keep: bo
         where = side.contents.where
         if side.features is not None and (moot := sorted(set(changes) - {"divisor"})):
             raise UsageError(f"{where} holds features, for which {moot[0]} says nothing")
-        if keep and side.moments is not None and side.moments.rows is None:
+        if keep_all and side.moments is not None and side.moments.rows is None:
             raise UsageError(
                 f"{where} holds the sums of many videos; these need the features of every video: "
                 "kernel distance, precision and recall, classes, plots and reports"

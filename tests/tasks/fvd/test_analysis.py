@@ -17,6 +17,7 @@ from i3d.metrics.frechet import (
 )
 from i3d.metrics.manifold import precision_recall
 from i3d.tasks.fvd.analysis import Analysis, LengthPoint, analyse
+from i3d.tasks.fvd.options import Beside
 from i3d.tasks.fvd.protocols import PROTOCOLS
 from i3d.tasks.fvd.result import Tally, compute_result
 
@@ -46,11 +47,8 @@ def keys():
 def everything(rows, keys):
     return analyse(
         *map(moments, rows),
-        kvd=True,
+        Beside(kvd=True, precision_recall=True, interval=True, per_class=True),
         points=True,
-        precision_recall=True,
-        interval=True,
-        per_class=True,
         extremes=4,
         keys=keys,
         lengths=[LengthPoint(16, 12.5, 40, 36), LengthPoint(32, 20.25, 38, 36)],
@@ -88,7 +86,11 @@ def test_no_video_is_near_and_far(rows):
 def test_the_divisor_is_the_protocols(rows, keys):
     named = [[key.split("/")[0] for key in side] for side in keys]
     found = analyse(
-        *map(moments, rows), unbiased=False, points=True, interval=True, per_class=True, keys=keys
+        *map(moments, rows),
+        Beside(interval=True, per_class=True),
+        unbiased=False,
+        points=True,
+        keys=keys,
     )
     assert found.points == curve(*rows, unbiased=False) != curve(*rows)
     assert found.interval == bootstrap(*map(moments, rows), unbiased=False)
@@ -130,14 +132,14 @@ def test_the_terminal(everything):
 
 def test_many_classes_are_cut_short(rows):
     keys = tuple([f"{i % 17}/v{i}" for i in range(count)] for count in (40, 36))
-    text = str(analyse(*map(moments, rows), per_class=True, keys=keys))
+    text = str(analyse(*map(moments, rows), Beside(per_class=True), keys=keys))
     assert "17 classes" in text and "  and 7 more\n" in text
     assert "warning: classes of as few as 2 videos" in text
 
 
 def test_classes_without_a_distance_are_listed_with_the_reason(rows):
     keys = ["a/1", *["b/2"] * 39], ["c/3", *["b/4"] * 35]
-    found = analyse(*map(moments, rows), per_class=True, keys=keys)
+    found = analyse(*map(moments, rows), Beside(per_class=True), keys=keys)
     assert [(c.name, c.distance is None) for c in found.distant_classes] == [
         ("b", False),
         ("a", True),
@@ -157,18 +159,18 @@ def test_classes_without_a_distance_are_listed_with_the_reason(rows):
 )
 def test_videos_without_classes(rows, keys, message):
     with pytest.raises(UsageError, match=message):
-        analyse(*map(moments, rows), per_class=True, keys=keys)
+        analyse(*map(moments, rows), Beside(per_class=True), keys=keys)
 
 
 @pytest.mark.parametrize(
     ("asked", "name"),
     [
-        ({"kvd": True}, "kernel distance"),
+        ({"beside": Beside(kvd=True)}, "kernel distance"),
         ({"points": True}, "curve"),
-        ({"precision_recall": True}, "precision and recall"),
-        ({"per_class": True}, "distances of classes"),
+        ({"beside": Beside(precision_recall=True)}, "precision and recall"),
+        ({"beside": Beside(per_class=True)}, "distances of classes"),
         ({"extremes": 3}, "nearest and farthest videos"),
-        ({"interval": True}, "interval"),
+        ({"beside": Beside(interval=True)}, "interval"),
     ],
 )
 def test_what_needs_every_video_says_so(asked, name):
@@ -187,7 +189,7 @@ def test_what_needs_every_video_says_so(asked, name):
 
 def test_too_few_for_neighbours(rows):
     with pytest.raises(I3DError, match="3 features have no 3 nearest neighbours"):
-        analyse(moments(rows[0]), moments(rows[1][:3]), precision_recall=True)
+        analyse(moments(rows[0]), moments(rows[1][:3]), Beside(precision_recall=True))
 
 
 def test_a_result_of_large_sets_has_an_interval_if_asked():
@@ -197,7 +199,7 @@ def test_a_result_of_large_sets_has_an_interval_if_asked():
     plain = compute_result(sets, *given, None, "fp32")
     assert plain.analysis == Analysis() and plain.warning is None
     assert str(plain) == plain.line
-    asked = compute_result(sets, *given, None, "fp32", interval=True, kvd=True)
+    asked = compute_result(sets, *given, None, "fp32", Beside(interval=True, kvd=True))
     interval = bootstrap(*sets)
     assert asked.as_dict()["interval"] == [interval.low, interval.high]
     assert asked.value == plain.value and asked.warning is None

@@ -188,6 +188,19 @@ def test_features_and_statistics_say_at_once_what_they_cannot_give(call, tmp_pat
     assert code == 2 and "'' names no set" in err
 
 
+def test_an_interval_needs_the_rows_of_one_set(run, tmp_path):
+    """Of 500 features in a file of statistics no rows are left; the other set's are enough."""
+    saved = tmp_path / "many.npz"
+    videos = np.random.default_rng(1).integers(0, 256, (270, 9, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "many.npy", videos)
+    run("--frames", "9", "--save-statistics", saved, sets=[tmp_path / "many.npy"])
+    code, out, _ = run("--frames", "9", "--interval", "--json", sets=[saved, "fake"])
+    low, high = json.loads(out)["interval"]
+    assert code == 0 and low < high
+    code, _, err = run("--frames", "9", "--kvd", sets=[saved, "fake"])
+    assert code == 2 and "holds the sums of many videos" in err
+
+
 def test_videos_that_lack_a_whole_stride_are_left_out(run):
     """Of 20 to 23 frames: 11 at stride 2 take 21, and StyleGAN-V wants 22."""
     _, out, _ = run("--protocol", "stylegan-v", "--frames", "11", "--stride", "2", "--json")
