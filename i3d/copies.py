@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
-from typing import IO
+from typing import IO, Any
 
 from i3d.errors import UsageError
 
@@ -49,6 +49,33 @@ def keep_copy(
         file.close()
         raise
     return file
+
+
+class ShortReads:
+    """A file of which nobody reads more than it has: Python would take the memory first.
+
+    Args:
+        file: open for reading.
+        size: its bytes.
+        most: in one reading, beyond which it is refused; None: any number.
+    """
+
+    def __init__(self, file: IO[bytes], size: int, *, most: int | None = None) -> None:
+        self._file, self._size, self._most = file, size, most
+
+    def read(self, count: int = -1) -> bytes:
+        """As the file's.
+
+        Raises:
+            ValueError: more was asked for than ``most``.
+        """
+        left = max(0, self._size - self._file.tell())
+        if self._most is not None and count > self._most:
+            raise ValueError(f"a header of {count} bytes")
+        return self._file.read(left if count < 0 else min(count, left))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def fill_copy(

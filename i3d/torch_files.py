@@ -19,6 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from i3d.archives import check_members, open_archive
+from i3d.copies import ShortReads
 
 ZIP_MAGIC = b"PK\3\4"
 MAX_PROGRAM_BYTES = 1 << 20  # that makes a mapped file's tensors; one tensor's has 200
@@ -53,7 +54,7 @@ def load_torch_file(file: IO[bytes]) -> Any:
     if zipped:
         _check_archive(file, size)
     file.seek(0)
-    return _load(file if zipped else _ShortReads(file, size))
+    return _load(file if zipped else ShortReads(file, size))
 
 
 def map_torch_file(path: Path) -> Any:
@@ -82,21 +83,6 @@ def _load(source: Any, *, mmap: bool = False) -> Any:
             # its own message says how to run what the file holds
             reason = str(error.__context__ or "no program that makes tensors")
             raise ValueError(reason.partition(". ")[0]) from error
-
-
-class _ShortReads:
-    """A file of which nobody reads more than it has: Python would take the memory first."""
-
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._size = file, size
-
-    def read(self, count: int = -1) -> bytes:
-        """As the file's."""
-        left = max(0, self._size - self._file.tell())
-        return self._file.read(left if count < 0 else min(count, left))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 class _FixedStorages(TorchDispatchMode):

@@ -22,7 +22,7 @@ ALLOWED = {
     "presets": GROUND,
     "records": GROUND,
     "archives": GROUND,
-    "torch_files": GROUND | {"archives"},
+    "torch_files": GROUND | {"archives", "copies"},
     "copies": GROUND,
     "web": GROUND | {"copies"},
     "remote": GROUND | {"copies", "web"},

@@ -183,6 +183,20 @@ def tensorflow_variables(model: I3D, scope: str = "RGB/inception_i3d/") -> dict[
     return variables
 
 
+def lively_model(seed: int = 0, **options) -> I3D:
+    """A narrow network that keeps signals alive to the end: its logits differ by hundreds."""
+    import torch
+
+    from i3d.models.i3d import Unit3D
+
+    model = small_model(seed, **{"width": 1 / 16, "classes": None} | options)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Unit3D):
+                module.conv.weight *= 2
+    return model
+
+
 def small_model(seed: int = 0, **options) -> I3D:
     """A narrow network with statistics like a trained one's."""
     import torch

@@ -342,7 +342,7 @@ def _tar_members(location: str, where: str) -> Iterator[Member]:
     with readable(location):
         size = files.size(location)
         file = files.open_read(location)
-    short = cast(IO[bytes], _ShortReads(file, size))
+    short = cast(IO[bytes], copies.ShortReads(file, size, most=_PIECE_BYTES))
     try:
         with file, tarfile.open(fileobj=short, mode="r:", errors="surrogateescape") as tar:
             while (info := tar.next()) is not None:
@@ -372,22 +372,6 @@ def _tar_members(location: str, where: str) -> Iterator[Member]:
         files.blame_storage(where, error)
         reason = files.explain(error)
         raise DatasetError(f"{where} is no readable tar ({reason}); {_REMEDY}") from error
-
-
-class _ShortReads:
-    """A file of which nobody reads more than it has: Python would take the memory first."""
-
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._size = file, size
-
-    def read(self, count: int = -1) -> bytes:
-        left = max(0, self._size - self._file.tell())
-        if count > _PIECE_BYTES:  # headers are short
-            raise ValueError(f"a header of {count} bytes")
-        return self._file.read(left if count < 0 else min(count, left))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 def _unpack(where: str, path: Path) -> Path:

@@ -49,13 +49,16 @@ class Footage(Protocol):
 
     Attributes:
         keys: unique name of every video, sorted or in the order of an array.
-        origin: kind of the set, for a result's line: ``files``, ``frames-png``, ``array:0..1``, ...
+        origin: kind of the set, for a result's line: ``files``, ``frames-png``, ``array-0..1``, ...
     """
 
     @property
-    def keys(self) -> tuple[str, ...]: ...  # noqa: D102 (above)
+    def keys(self) -> tuple[str, ...]:
+        """See above."""
+
     @property
-    def origin(self) -> str: ...  # noqa: D102
+    def origin(self) -> str:
+        """See above."""
 
     def open(self, i: int) -> AbstractContextManager[OpenVideo]:
         """Video i.
@@ -67,8 +70,8 @@ class Footage(Protocol):
     def identify(self, videos: Sequence[int]) -> list[str | None]:
         """What tells the content of each of these videos from another that took its place.
 
-        Without reading them. None where nothing does: what was computed of such a video is not
-        kept.
+        By their files, and without decoding them. None where nothing does: what was computed of
+        such a video is not kept.
 
         Raises:
             StorageError: the server fails.

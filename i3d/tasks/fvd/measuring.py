@@ -8,8 +8,6 @@ A video that cannot be used is skipped with its reason. A new batch begins with 
 what is computed together does not depend on what was in the cache.
 """
 
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +32,7 @@ from i3d.tasks.fvd.clip_sets import (
 )
 from i3d.tasks.fvd.embedder import Embedder
 from i3d.tasks.fvd.feature_cache import BlockRows, FeatureCache
+from i3d.tasks.fvd.packing import pack_arrays, unpack_arrays
 from i3d.tasks.options import ComputeOptions
 
 BYTES_A_PIXEL = 12  # of a clip: three float32
@@ -298,17 +297,12 @@ def pack_sets(sets: Mapping[str, SetRows]) -> bytes:
             for key, array in moments.to_arrays().items():
                 arrays[f"{name}|{k}|{key}"] = array
     about["lengths"] = max((len(part.moments) for part in sets.values()), default=0)
-    buffer = io.BytesIO()
-    data = np.frombuffer(json.dumps(about, allow_nan=False).encode(), np.uint8)
-    np.savez(buffer, about=data, **arrays)  # type: ignore[arg-type]  # savez's own flag
-    return buffer.getvalue()
+    return pack_arrays(about, arrays)
 
 
 def unpack_sets(data: bytes, *, keep: bool) -> dict[str, SetRows]:
     """What `pack_sets` gave."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as z:
-        about = json.loads(z["about"].tobytes())
-        arrays = {name: z[name] for name in z.files if name != "about"}
+    about, arrays = unpack_arrays(data)
     lengths = about.pop("lengths")
     sets = {}
     for name, what in about.items():

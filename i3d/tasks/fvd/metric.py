@@ -1,7 +1,5 @@
 """Fréchet Video Distance in torchmetrics' manner, for videos that are in memory."""
 
-import io
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from i3d.records import differences
 from i3d.tasks.fvd.cutting import cut_every, cut_one
 from i3d.tasks.fvd.embedder import Embedder
 from i3d.tasks.fvd.options import DEFAULT_CHECKPOINT, DEFAULT_PROTOCOL, Beside
+from i3d.tasks.fvd.packing import pack_arrays, unpack_arrays
 from i3d.tasks.fvd.pixels import prepare_frames
 from i3d.tasks.fvd.protocols import Protocol, change_protocol
 from i3d.tasks.fvd.result import (
@@ -360,10 +359,7 @@ class FrechetVideoDistance:
             for i, other in enumerate(side.others):
                 for key, array in other.to_arrays().items():
                     arrays[f"{name}|{i}|{key}"] = array
-        buffer = io.BytesIO()
-        data = np.frombuffer(json.dumps(about, allow_nan=False).encode(), np.uint8)
-        np.savez(buffer, about=data, **arrays)  # type: ignore[arg-type]  # savez's own flag
-        return buffer.getvalue()
+        return pack_arrays(about, arrays)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All that it has seen, for a training's checkpoint: `state` as one uint8 tensor."""
@@ -384,9 +380,7 @@ class FrechetVideoDistance:
 
     def _read_state(self, data: bytes) -> dict[bool, _Set]:
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as z:
-                about = json.loads(z["about"].tobytes())
-                arrays = {name: z[name] for name in z.files if name != "about"}
+            about, arrays = unpack_arrays(data)
             made, sets = about["made"], about["sets"]
         except Exception as error:  # a dozen kinds of zipfile's, NumPy's and json's
             raise UsageError(f"this is no state of a FrechetVideoDistance ({error})") from None

@@ -213,8 +213,8 @@ def _taps(
     else:
         positions = positions * scale
     first = np.minimum(np.floor(positions).astype(np.int64), size - 1)
-    taps = first, np.minimum(first + 1, size - 1), positions - first.astype(np.float32)
-    return tuple(torch.from_numpy(tap) for tap in taps)  # type: ignore[return-value]
+    second, weight = np.minimum(first + 1, size - 1), positions - first.astype(np.float32)
+    return torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(weight)
 
 
 def check_size(height: int, width: int, what: str) -> None:

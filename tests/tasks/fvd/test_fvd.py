@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import polynomial_kernel
-from support.bundles import small_model
+from support.bundles import lively_model, small_model
 from support.golden import REFERENCE, shared
 from support.videos import write_video
 
@@ -33,7 +33,6 @@ from i3d.data.arrays import open_arrays
 from i3d.data.videos import VideoSet
 from i3d.errors import CheckpointError, DatasetError, I3DError, UsageError
 from i3d.models.checkpoints import fingerprint, read_weights
-from i3d.models.i3d import Unit3D
 from i3d.records import SEAL
 from i3d.tasks.fvd.options import Beside
 from i3d.tasks.fvd.pixels import prepare_frames, resize_bilinear
@@ -74,11 +73,8 @@ def videos(count, seed, *, frames=16, height=40, width=52):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A narrow network that keeps signals alive to the end: logits of about 100, apart by 10."""
-    model = small_model(1, classes=CLASSES, num_classes=3, width=1 / 16)
+    model = lively_model(1, classes=CLASSES, num_classes=3)
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, Unit3D):
-                module.conv.weight *= 2
         model.Logits.Conv3d_0c_1x1.weight /= 300
     path = tmp_path_factory.mktemp("checkpoint") / "small net.safetensors"
     i3d.save(model, path)

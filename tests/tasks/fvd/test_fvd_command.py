@@ -8,13 +8,11 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-import torch
-from support.bundles import small_model
+from support.bundles import lively_model
 from support.videos import write_video
 
 import i3d
 from i3d.cli import main
-from i3d.models.i3d import Unit3D
 from i3d.tasks.fvd.options import ProtocolName
 from i3d.tasks.fvd.protocols import PROTOCOLS
 
@@ -23,13 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::i3d.tasks.fvd.result.FewVideosW
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    model = small_model(2, num_classes=5, classes=None, width=1 / 16)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, Unit3D):
-                module.conv.weight *= 2
     path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
-    i3d.save(model, path)
+    i3d.save(lively_model(2, num_classes=5), path)
     return path
 
 

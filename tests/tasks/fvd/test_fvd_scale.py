@@ -8,11 +8,9 @@ import time
 
 import numpy as np
 import pytest
-import torch
-from support.bundles import small_model
+from support.bundles import lively_model
 
 import i3d
-from i3d.models.i3d import Unit3D
 
 pytestmark = pytest.mark.slow
 
@@ -36,13 +34,8 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    model = small_model(2, num_classes=5, classes=None, width=1 / 16)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, Unit3D):
-                module.conv.weight *= 2
     path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
-    i3d.save(model, path)
+    i3d.save(lively_model(2, num_classes=5), path)
     return path
 
 

@@ -10,11 +10,10 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from support.bundles import small_model
+from support.bundles import lively_model
 
 import i3d
 from i3d.errors import DatasetError, UsageError
-from i3d.models.i3d import Unit3D
 from i3d.tasks.fvd import feature_cache
 from i3d.tasks.fvd.protocols import change_protocol
 from i3d.tasks.fvd.result import FrameSizeWarning
@@ -29,14 +28,8 @@ FAST = ComputeOptions(workers=0, device="cpu")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A narrow network that keeps signals alive to the end."""
-    model = small_model(2, num_classes=5, classes=None, width=1 / 16)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, Unit3D):
-                module.conv.weight *= 2
     path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
-    i3d.save(model, path)
+    i3d.save(lively_model(2, num_classes=5), path)
     return path
 
 
